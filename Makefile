@@ -1,0 +1,58 @@
+# idempotency: claim a key, do the work, finish with a response; once.
+#
+#   make, make install, make installcheck    as with any PGXS extension
+#   make test                                the whole suite in a cluster of its own
+#   make demo                                the extension at work, in a cluster of its own
+#
+# "test" and "demo" install what they miss (root or sudo), run as an
+# unprivileged user on a free port, and clean up behind themselves.
+
+EXTENSION   = idempotency
+EXTVERSION  = $(shell sed -n "s/^default_version *= *'\(.*\)'/\1/p" idempotency.control)
+MODULE_big  = idempotency
+PGFILEDESC  = "idempotency - create-or-return-existing semantics inside a transaction"
+
+# One room, one object; the order is that of the house, from the door down.
+ROOMS       = idempotency claim janitor stats pending record lock key realm
+OBJS        = $(ROOMS:%=src/%.o)
+
+# The install script is assembled from the rooms' own declarations: tables
+# first, then the functions that stand on them, then the views.
+SCRIPT      = sql/$(EXTENSION)--$(EXTVERSION).sql
+SCRIPT_SRC  = src/idempotency.sql src/realm.sql src/record.sql src/claim.sql \
+              src/janitor.sql src/stats.sql src/privileges.sql
+DATA_built  = $(SCRIPT)
+
+PG_CFLAGS   = -std=gnu99 -Wall -Wextra -Werror -Wno-unused-parameter \
+              -Wno-sign-compare -Wno-missing-field-initializers
+
+REGRESS     = $(patsubst sql/%.sql,%,$(filter-out $(SCRIPT),$(sort $(wildcard sql/*.sql))))
+ISOLATION   = $(patsubst test/isolation/specs/%.spec,%,$(sort $(wildcard test/isolation/specs/*.spec)))
+ISOLATION_OPTS = --inputdir=test/isolation --outputdir=test/isolation/output
+
+EXTRA_CLEAN = $(SCRIPT) results output_iso test/isolation/output
+
+# "make test" and "make demo" come before there is a PostgreSQL.
+ifneq ($(filter-out test demo, $(or $(MAKECMDGOALS), all)),)
+PG_CONFIG  ?= pg_config
+PGXS       := $(shell $(PG_CONFIG) --pgxs)
+include $(PGXS)
+endif
+
+ifeq ($(PORTNAME), linux)
+SHLIB_LINK += -Wl,--version-script=src/exports.map
+endif
+
+$(OBJS): $(wildcard src/*.h)
+
+$(SCRIPT): $(SCRIPT_SRC) idempotency.control
+	cat $(SCRIPT_SRC) > $@
+
+# Some of the suites, or tests: make test TESTS="pgtap regress:claim"
+test:
+	@test/run $(TESTS)
+
+demo:
+	@examples/demo/run
+
+.PHONY: test demo

@@ -1,0 +1,51 @@
+/*-------------------------------------------------------------------------
+ *
+ * compat.h
+ *	  The only file that names a PostgreSQL version.
+ *
+ * Calls are written everywhere else in the form of the newest release; this
+ * file lends that form to the older ones.  Whoever raises the upper bound
+ * has read the new release's changes to heap, snapshot, lock, resource owner
+ * and transaction callback code.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef IDEM_COMPAT_H
+#define IDEM_COMPAT_H
+
+#include "postgres.h"
+
+#include "access/tableam.h"
+#include "utils/relcache.h"
+#include "utils/timestamp.h"
+
+#if PG_VERSION_NUM < 150000
+#error "idempotency needs PostgreSQL 15 or newer"
+#endif
+
+StaticAssertDecl(PG_VERSION_NUM < 190000,
+				 "idempotency has not been reviewed for this PostgreSQL version");
+
+/* 16: variable-length type macros moved out of postgres.h */
+#if PG_VERSION_NUM >= 160000
+#include "varatt.h"
+#endif
+
+/* 16: table_tuple_update reports which indexes to update, not just whether */
+#if PG_VERSION_NUM < 160000
+typedef bool TU_UpdateIndexes;
+#define TU_None false
+#endif
+
+/* 17: intervals may be infinite */
+#ifndef INTERVAL_NOT_FINITE
+#define INTERVAL_NOT_FINITE(i) ((void) (i), false)
+#endif
+
+/* 18: a deferrable primary key may be asked for, too */
+#if PG_VERSION_NUM < 180000
+#define RelationGetPrimaryKeyIndex(rel, deferrable_ok) \
+	RelationGetPrimaryKeyIndex(rel)
+#endif
+
+#endif							/* IDEM_COMPAT_H */

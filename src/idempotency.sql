@@ -1,0 +1,2 @@
+\echo Use "CREATE EXTENSION idempotency" to load this file. \quit
+

@@ -1,0 +1,317 @@
+/*-------------------------------------------------------------------------
+ *
+ * key.c
+ *	  The identity of a key: limits, hash, fingerprint of a request.
+ *
+ * A key is what (owner, scope, key) names in one installation.  Its hash is
+ * the name under which it is locked, and everybody can read that name in
+ * pg_locks.  Hence a keyed hash: SipHash-2-4 (Aumasson and Bernstein, "SipHash:
+ * a fast short-input PRF", 2012) under the installation's secret.
+ * hash_bytes_extended(), though seeded, can be inverted from a few known pairs;
+ * HMAC-SHA-256 cannot, but takes about a microsecond, which is a noticeable
+ * part of a claim.  A collision costs waiting, never correctness.
+ *
+ * The fingerprint tells whether two requests mean the same.  It is stored, so
+ * its encoding may never change: see key_fingerprint().
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "common/cryptohash.h"
+#include "lib/stringinfo.h"
+#include "mb/pg_wchar.h"
+#include "miscadmin.h"
+#include "port/pg_bitutils.h"
+#include "port/pg_bswap.h"
+#include "utils/numeric.h"
+
+#include "compat.h"
+#include "key.h"
+#include "realm.h"
+
+static void key_check_text(const char *what, const text *value, int max_len);
+static uint64 key_siphash(const uint8 *secret, const uint8 *data, size_t len);
+static void key_append_bytes(StringInfo buf, char tag,
+							 const char *data, int len);
+
+/*
+ * The key that the current user means by (scope, key).
+ *
+ * The result points into the given texts.  NULL pointers stand for SQL NULL.
+ * Raises 22004 for a NULL, 22023 for an empty key, 54000 past the limits.
+ */
+void
+key_make(IdemKey *result, const text *key, const text *scope)
+{
+	const IdemRealm *realm;
+	uint8		buf[2 * sizeof(uint32) + IDEM_MAX_SCOPE_LEN + IDEM_MAX_KEY_LEN];
+	uint8	   *p = buf;
+	uint32		word;
+
+	key_check_text("key", key, IDEM_MAX_KEY_LEN);
+	key_check_text("scope", scope, IDEM_MAX_SCOPE_LEN);
+	if (VARSIZE_ANY_EXHDR(key) == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("key must not be empty"),
+				 errhint("Use the identifier that the client sends with every retry of one operation.")));
+
+	realm = realm_get();
+	result->table = realm->key_table;
+	result->owner = GetUserId();
+	result->scope = VARDATA_ANY(scope);
+	result->scope_len = VARSIZE_ANY_EXHDR(scope);
+	result->key = VARDATA_ANY(key);
+	result->key_len = VARSIZE_ANY_EXHDR(key);
+
+	/* owner and length of the scope make the encoding unambiguous */
+	word = pg_hton32(result->owner);
+	memcpy(p, &word, sizeof(word));
+	p += sizeof(word);
+	word = pg_hton32((uint32) result->scope_len);
+	memcpy(p, &word, sizeof(word));
+	p += sizeof(word);
+	memcpy(p, result->scope, result->scope_len);
+	p += result->scope_len;
+	memcpy(p, result->key, result->key_len);
+	p += result->key_len;
+
+	result->hash = key_siphash(realm->secret, buf, p - buf);
+}
+
+bool
+key_equal(const IdemKey *a, const IdemKey *b)
+{
+	return a->hash == b->hash &&
+		a->table == b->table &&
+		a->owner == b->owner &&
+		a->scope_len == b->scope_len &&
+		a->key_len == b->key_len &&
+		memcmp(a->scope, b->scope, a->scope_len) == 0 &&
+		memcmp(a->key, b->key, a->key_len) == 0;
+}
+
+/* The key alone, null-terminated, for messages. */
+char *
+key_name(const IdemKey *key)
+{
+	return pnstrdup(key->key, key->key_len);
+}
+
+static void
+key_check_text(const char *what, const text *value, int max_len)
+{
+	int			len;
+
+	if (value == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("%s must not be null", what),
+				 strcmp(what, "scope") == 0 ?
+				 errhint("Use the empty string for keys without a scope.") :
+				 errhint("Use the identifier that the client sends with every retry of one operation.")));
+
+	len = VARSIZE_ANY_EXHDR(value);
+	if (len > max_len)
+		ereport(ERROR,
+				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+				 errmsg("%s is too long", what),
+				 errdetail("It has %d bytes, the limit is %d.", len, max_len),
+				 errhint("Use a digest of the long value instead.")));
+}
+
+/* ----------------------------------------------------------------
+ *						SipHash-2-4
+ * ----------------------------------------------------------------
+ */
+
+#define SIP_ROUND(v0, v1, v2, v3) \
+	do { \
+		(v0) += (v1); (v1) = sip_rotate_left(v1, 13); (v1) ^= (v0); \
+		(v0) = sip_rotate_left(v0, 32); \
+		(v2) += (v3); (v3) = sip_rotate_left(v3, 16); (v3) ^= (v2); \
+		(v0) += (v3); (v3) = sip_rotate_left(v3, 21); (v3) ^= (v0); \
+		(v2) += (v1); (v1) = sip_rotate_left(v1, 17); (v1) ^= (v2); \
+		(v2) = sip_rotate_left(v2, 32); \
+	} while (0)
+
+static inline uint64
+sip_rotate_left(uint64 word, int n)
+{
+	return (word << n) | (word >> (64 - n));
+}
+
+/*
+ * Words are read in native byte order: the hash never leaves the machine, and
+ * no standby has another byte order.
+ */
+static uint64
+key_siphash(const uint8 *secret, const uint8 *data, size_t len)
+{
+	uint64		k0,
+				k1;
+	uint64		v0,
+				v1,
+				v2,
+				v3;
+	uint64		word;
+	size_t		i;
+
+	memcpy(&k0, secret, sizeof(k0));
+	memcpy(&k1, secret + sizeof(k0), sizeof(k1));
+
+	v0 = k0 ^ UINT64CONST(0x736f6d6570736575);
+	v1 = k1 ^ UINT64CONST(0x646f72616e646f6d);
+	v2 = k0 ^ UINT64CONST(0x6c7967656e657261);
+	v3 = k1 ^ UINT64CONST(0x7465646279746573);
+
+	for (i = 0; i + sizeof(word) <= len; i += sizeof(word))
+	{
+		memcpy(&word, data + i, sizeof(word));
+		v3 ^= word;
+		SIP_ROUND(v0, v1, v2, v3);
+		SIP_ROUND(v0, v1, v2, v3);
+		v0 ^= word;
+	}
+
+	/* the rest, with the length in the top byte */
+	word = ((uint64) len) << 56;
+	for (int shift = 0; i < len; i++, shift += 8)
+		word |= ((uint64) data[i]) << shift;
+	v3 ^= word;
+	SIP_ROUND(v0, v1, v2, v3);
+	SIP_ROUND(v0, v1, v2, v3);
+	v0 ^= word;
+
+	v2 ^= 0xff;
+	SIP_ROUND(v0, v1, v2, v3);
+	SIP_ROUND(v0, v1, v2, v3);
+	SIP_ROUND(v0, v1, v2, v3);
+	SIP_ROUND(v0, v1, v2, v3);
+
+	return v0 ^ v1 ^ v2 ^ v3;
+}
+
+/* ----------------------------------------------------------------
+ *						Fingerprints
+ * ----------------------------------------------------------------
+ */
+
+/*
+ * SHA-256 of the canonical form of a request; NULL gives no fingerprint.
+ *
+ * Two requests have the same fingerprint exactly if they are equal as jsonb:
+ * white space, the order of object keys, repeated keys and trailing zeros of
+ * numbers do not matter.  jsonb has already sorted the object keys (by length,
+ * then bytewise), and this order is fixed by its storage format.
+ *
+ * The canonical form is the sequence of the value's tokens, each a tag byte;
+ * strings, object keys and numbers are followed by their length in four bytes,
+ * most significant first, and their bytes.  It is stored for as long as keys
+ * are: changing it would turn retries into mismatches.
+ */
+void
+key_fingerprint(IdemFingerprint *result, Jsonb *request)
+{
+	StringInfoData buf;
+	JsonbIterator *it;
+	JsonbIteratorToken token;
+	JsonbValue	value;
+	const bool	skip_nested = false;
+	pg_cryptohash_ctx *ctx;
+	char	   *number;
+
+	result->given = request != NULL;
+	if (request == NULL)
+		return;
+
+	initStringInfo(&buf);
+	it = JsonbIteratorInit(&request->root);
+	while ((token = JsonbIteratorNext(&it, &value, skip_nested)) != WJB_DONE)
+	{
+		switch (token)
+		{
+			case WJB_BEGIN_OBJECT:
+				appendStringInfoChar(&buf, '{');
+				continue;
+			case WJB_END_OBJECT:
+				appendStringInfoChar(&buf, '}');
+				continue;
+			case WJB_BEGIN_ARRAY:
+				/* a scalar at the top is stored as an array that is none */
+				appendStringInfoChar(&buf, value.val.array.rawScalar ? '<' : '[');
+				continue;
+			case WJB_END_ARRAY:
+				appendStringInfoChar(&buf, ']');
+				continue;
+			case WJB_KEY:
+				key_append_bytes(&buf, 'k',
+								 value.val.string.val, value.val.string.len);
+				continue;
+			case WJB_VALUE:
+			case WJB_ELEM:
+				break;
+			default:
+				elog(ERROR, "unexpected jsonb token: %d", (int) token);
+		}
+
+		switch (value.type)
+		{
+			case jbvNull:
+				appendStringInfoChar(&buf, 'n');
+				break;
+			case jbvBool:
+				appendStringInfoChar(&buf, value.val.boolean ? 't' : 'f');
+				break;
+			case jbvString:
+				key_append_bytes(&buf, 's',
+								 value.val.string.val, value.val.string.len);
+				break;
+			case jbvNumeric:
+				number = numeric_normalize(value.val.numeric);
+				key_append_bytes(&buf, 'd', number, strlen(number));
+				pfree(number);
+				break;
+			default:
+				elog(ERROR, "unexpected jsonb value type: %d", (int) value.type);
+		}
+	}
+
+	ctx = pg_cryptohash_create(PG_SHA256);
+	if (ctx == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_OUT_OF_MEMORY),
+				 errmsg("out of memory")));
+	if (pg_cryptohash_init(ctx) < 0 ||
+		pg_cryptohash_update(ctx, (const uint8 *) buf.data, buf.len) < 0 ||
+		pg_cryptohash_final(ctx, result->digest, sizeof(result->digest)) < 0)
+	{
+		const char *reason = pg_cryptohash_error(ctx);
+
+		pg_cryptohash_free(ctx);
+		ereport(ERROR,
+				(errcode(ERRCODE_INTERNAL_ERROR),
+				 errmsg("could not compute %s hash: %s", "SHA256", reason)));
+	}
+	pg_cryptohash_free(ctx);
+	pfree(buf.data);
+}
+
+/* A request that was not given differs from none. */
+bool
+key_fingerprints_differ(const IdemFingerprint *a, const IdemFingerprint *b)
+{
+	return a->given && b->given &&
+		memcmp(a->digest, b->digest, IDEM_FINGERPRINT_LEN) != 0;
+}
+
+static void
+key_append_bytes(StringInfo buf, char tag, const char *data, int len)
+{
+	uint32		word = pg_hton32((uint32) len);
+
+	appendStringInfoChar(buf, tag);
+	appendBinaryStringInfo(buf, (const char *) &word, sizeof(word));
+	appendBinaryStringInfo(buf, data, len);
+}

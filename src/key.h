@@ -1,0 +1,52 @@
+/*-------------------------------------------------------------------------
+ *
+ * key.h
+ *	  The identity of a key: limits, hash, fingerprint of a request.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef IDEM_KEY_H
+#define IDEM_KEY_H
+
+#include "postgres.h"
+
+#include "common/sha2.h"
+#include "utils/jsonb.h"
+
+/* Limits, in bytes of the server encoding.  Both are part of the contract. */
+#define IDEM_MAX_KEY_LEN		512
+#define IDEM_MAX_SCOPE_LEN		128
+
+#define IDEM_FINGERPRINT_LEN	PG_SHA256_DIGEST_LENGTH
+
+/*
+ * Which logical operation.  Two keys are the same if table, owner, scope and
+ * key are; the hash is derived from them.  The strings are not
+ * null-terminated and belong to whoever made the struct.
+ */
+typedef struct IdemKey
+{
+	Oid			table;			/* the installation's idem_key */
+	Oid			owner;			/* the role that claims */
+	uint64		hash;			/* names the key in the lock table */
+	int			scope_len;
+	int			key_len;
+	const char *scope;
+	const char *key;
+} IdemKey;
+
+/* What a request comes down to; "given" is false for a NULL request. */
+typedef struct IdemFingerprint
+{
+	bool		given;
+	uint8		digest[IDEM_FINGERPRINT_LEN];
+} IdemFingerprint;
+
+extern void key_make(IdemKey *result, const text *key, const text *scope);
+extern bool key_equal(const IdemKey *a, const IdemKey *b);
+extern char *key_name(const IdemKey *key);
+extern void key_fingerprint(IdemFingerprint *result, Jsonb *request);
+extern bool key_fingerprints_differ(const IdemFingerprint *a,
+									const IdemFingerprint *b);
+
+#endif							/* IDEM_KEY_H */

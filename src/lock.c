@@ -1,0 +1,195 @@
+/*-------------------------------------------------------------------------
+ *
+ * lock.c
+ *	  Lock tags, and waiting with a limit.
+ *
+ * A key is locked by a transaction-level advisory lock, exclusively, under a
+ * class that SQL cannot reach (pg_advisory_lock() only makes classes 1 and 2).
+ * Being transaction-level it is left alone by DISCARD ALL, by
+ * pg_advisory_unlock_all() and so by every connection pooler, is moved to the
+ * prepared transaction by PREPARE TRANSACTION, and is released after the commit
+ * has become visible: whoever waited for it sees the winner's row.
+ *
+ * The lock must live exactly as long as the memory of the claim (pending.c),
+ * which goes by subtransactions.  So it is always taken and given back under
+ * CurTransactionResourceOwner.  Under CurrentResourceOwner it might belong to
+ * a portal: a cursor opened before a savepoint and fetched after it would then
+ * keep the lock of a claim whose savepoint was rolled back.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "miscadmin.h"
+#include "storage/lock.h"
+#include "storage/proc.h"
+#include "utils/guc.h"
+#include "utils/memutils.h"
+#include "utils/resowner.h"
+
+#include "compat.h"
+#include "lock.h"
+
+static bool lock_key_acquire(uint64 hash, bool dont_wait);
+static void lock_key_acquire_blocking(void *arg);
+
+static inline void
+lock_key_tag(LOCKTAG *tag, uint64 hash)
+{
+	SET_LOCKTAG_ADVISORY(*tag, MyDatabaseId,
+						 (uint32) (hash >> 32), (uint32) hash,
+						 IDEM_LOCK_KEY);
+}
+
+/* Take the lock of a key if it is free.  False means busy, nothing else. */
+bool
+lock_key_try(uint64 hash)
+{
+	const bool	dont_wait = true;
+
+	return lock_key_acquire(hash, dont_wait);
+}
+
+/*
+ * Take the lock of a key, waiting as the caller allows.  False if time ran
+ * out; deadlock, cancel and the user's own timeouts raise their errors.
+ */
+bool
+lock_key_wait(uint64 hash, const IdemWait *wait)
+{
+	return lock_wait_for(wait, lock_key_acquire_blocking, &hash);
+}
+
+/*
+ * Give back what lock_key_try() or lock_key_wait() took in this very call.
+ *
+ * If this transaction held the lock before, it still does: each acquisition
+ * is counted, per resource owner.
+ */
+void
+lock_key_give_back(uint64 hash)
+{
+	const bool	session_lock = false;
+	ResourceOwner saved = CurrentResourceOwner;
+	LOCKTAG		tag;
+
+	lock_key_tag(&tag, hash);
+	CurrentResourceOwner = CurTransactionResourceOwner;
+	LockRelease(&tag, ExclusiveLock, session_lock);
+	CurrentResourceOwner = saved;
+}
+
+/*
+ * On error CurrentResourceOwner stays as set here; the abort that follows
+ * sets it anew, as it does for all code that borrows an owner.
+ */
+static bool
+lock_key_acquire(uint64 hash, bool dont_wait)
+{
+	const bool	session_lock = false;
+	ResourceOwner saved = CurrentResourceOwner;
+	LOCKTAG		tag;
+	LockAcquireResult result;
+
+	lock_key_tag(&tag, hash);
+	CurrentResourceOwner = CurTransactionResourceOwner;
+	result = LockAcquire(&tag, ExclusiveLock, session_lock, dont_wait);
+	CurrentResourceOwner = saved;
+
+	return result != LOCKACQUIRE_NOT_AVAIL;
+}
+
+static void
+lock_key_acquire_blocking(void *arg)
+{
+	const bool	dont_wait = false;
+
+	(void) lock_key_acquire(*(uint64 *) arg, dont_wait);
+}
+
+/*
+ * Call acquire(arg), which may block in the lock manager, for as long as the
+ * caller is ready to wait.  False if time ran out, and nothing was acquired.
+ *
+ * The limit is PostgreSQL's own lock_timeout, lowered for this one call, so
+ * the lock queue and the deadlock detector work as ever.  Its error is
+ * caught in an internal subtransaction, which costs no transaction ID unless
+ * acquire() itself needs one.  If the user's lock_timeout is the shorter one
+ * it is left alone and raises its error, as do cancel and statement_timeout:
+ * only our limit turns into an answer.
+ */
+bool
+lock_wait_for(const IdemWait *wait, void (*acquire) (void *arg), void *arg)
+{
+	MemoryContext context = CurrentMemoryContext;
+	ResourceOwner owner = CurrentResourceOwner;
+
+	if (wait->mode == IDEM_WAIT_FOREVER)
+	{
+		acquire(arg);
+		return true;
+	}
+
+	while (wait->mode == IDEM_WAIT_UNTIL)
+	{
+		/* rounded up; at most INT_MAX, then we come here again */
+		long		remaining = TimestampDifferenceMilliseconds(GetCurrentTimestamp(),
+																wait->deadline);
+		bool		ours;
+		volatile bool acquired = false;
+
+		if (remaining <= 0)
+			break;
+		ours = LockTimeout <= 0 || remaining < LockTimeout;
+
+		BeginInternalSubTransaction(NULL);
+		MemoryContextSwitchTo(context);
+		PG_TRY();
+		{
+			int			guc_level = NewGUCNestLevel();
+
+			if (ours)
+			{
+				char		value[32];
+
+				snprintf(value, sizeof(value), "%d",
+						 (int) Min(remaining, INT_MAX));
+				(void) set_config_option("lock_timeout", value,
+										 PGC_USERSET, PGC_S_SESSION,
+										 GUC_ACTION_SAVE, true, 0, false);
+			}
+			acquire(arg);
+			AtEOXact_GUC(true, guc_level);
+			acquired = true;
+
+			/* what was acquired passes to the caller's transaction */
+			ReleaseCurrentSubTransaction();
+			MemoryContextSwitchTo(context);
+			CurrentResourceOwner = owner;
+		}
+		PG_CATCH();
+		{
+			ErrorData  *error;
+
+			MemoryContextSwitchTo(context);
+			error = CopyErrorData();
+			FlushErrorState();
+
+			/* restores lock_timeout, too */
+			RollbackAndReleaseCurrentSubTransaction();
+			MemoryContextSwitchTo(context);
+			CurrentResourceOwner = owner;
+
+			if (!ours || error->sqlerrcode != ERRCODE_LOCK_NOT_AVAILABLE)
+				ReThrowError(error);
+			FreeErrorData(error);
+		}
+		PG_END_TRY();
+
+		if (acquired)
+			return true;
+	}
+
+	return false;
+}

@@ -1,0 +1,47 @@
+/*-------------------------------------------------------------------------
+ *
+ * lock.h
+ *	  Lock tags, and waiting with a limit.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef IDEM_LOCK_H
+#define IDEM_LOCK_H
+
+#include "postgres.h"
+
+#include "datatype/timestamp.h"
+
+/*
+ * Values of LOCKTAG's fourth field for advisory locks, shown by pg_locks as
+ * objsubid.  There is no registry; these two lie outside those seen in use.
+ */
+typedef enum IdemLockClass
+{
+	IDEM_LOCK_CORE_INT8 = 1,	/* PostgreSQL: pg_advisory_lock(bigint) */
+	IDEM_LOCK_CORE_INT4 = 2,	/* PostgreSQL: pg_advisory_lock(int, int) */
+	IDEM_LOCK_KEY = 0x4944,		/* one key; "ID" */
+	IDEM_LOCK_MAINTENANCE = 0x4945	/* reserved for the janitor; "IE" */
+} IdemLockClass;
+
+/* How long a claim is ready to wait for other transactions. */
+typedef enum IdemWaitMode
+{
+	IDEM_WAIT_FOREVER,			/* until the other transaction ends */
+	IDEM_WAIT_NONE,				/* not at all */
+	IDEM_WAIT_UNTIL				/* until the deadline */
+} IdemWaitMode;
+
+typedef struct IdemWait
+{
+	IdemWaitMode mode;
+	TimestampTz deadline;		/* for IDEM_WAIT_UNTIL */
+} IdemWait;
+
+extern bool lock_key_try(uint64 hash);
+extern bool lock_key_wait(uint64 hash, const IdemWait *wait);
+extern void lock_key_give_back(uint64 hash);
+extern bool lock_wait_for(const IdemWait *wait,
+						  void (*acquire) (void *arg), void *arg);
+
+#endif							/* IDEM_LOCK_H */

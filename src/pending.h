@@ -1,0 +1,63 @@
+/*-------------------------------------------------------------------------
+ *
+ * pending.h
+ *	  What this transaction has claimed.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef IDEM_PENDING_H
+#define IDEM_PENDING_H
+
+#include "postgres.h"
+
+#include "datatype/timestamp.h"
+
+#include "key.h"
+#include "record.h"
+
+typedef enum PendingState
+{
+	PENDING_CLAIMED,			/* must be finished or released before COMMIT */
+	PENDING_FINISHED,			/* the record is written */
+	PENDING_RELEASED			/* given up; the lock is kept */
+} PendingState;
+
+/* What idem_claim leaves for idem_finish. */
+typedef struct PendingWork
+{
+	TimestampTz claimed_at;
+	Interval	ttl;
+	IdemFingerprint fingerprint;
+	IdemVersion expired;		/* the record claimed over, if there is one */
+} PendingWork;
+
+typedef struct PendingVersion PendingVersion;
+
+typedef struct PendingClaim
+{
+	IdemKey		key;			/* with strings of its own */
+	bool		lost;			/* somebody else wrote the record: 40001 */
+	PendingVersion *top;		/* the present; never NULL */
+} PendingClaim;
+
+/* One state of a claim, valid from one nesting level on: see pending.c. */
+struct PendingVersion
+{
+	int			level;
+	PendingState state;
+	PendingWork work;
+	PendingClaim *claim;
+	PendingVersion *prev;		/* what a rollback of "level" returns to */
+	PendingVersion *next_in_level;
+};
+
+extern void pending_init(void);
+extern PendingClaim *pending_find(const IdemKey *key);
+extern void pending_remember(const IdemKey *key, const PendingWork *work);
+extern void pending_change(PendingClaim *claim, PendingState state);
+extern void pending_raise_lost(const PendingClaim *claim) pg_attribute_noreturn();
+
+extern void pending_visit(void (*visit) (const PendingClaim *claim, void *arg),
+						  void *arg);
+
+#endif							/* IDEM_PENDING_H */

@@ -1,0 +1,174 @@
+/*-------------------------------------------------------------------------
+ *
+ * realm.c
+ *	  One installation of the extension in the current database.
+ *
+ * The extension may be installed in any schema, and may be dropped and
+ * created again under a running session.  This room finds the tables of the
+ * present installation and its secret, once per backend, and finds them
+ * again when a relcache invalidation says that they may have changed.
+ *
+ * Tables are found through pg_extension and never through search_path, so a
+ * table of the same name that a role puts in its own schema is never met.
+ *
+ * The secret is 122 random bits drawn by CREATE EXTENSION.  It seeds the hash
+ * that names a key in the lock table, which every role can read through
+ * pg_locks: without the secret nobody can compute the hash of a guessed key,
+ * nor construct a key that collides with another role's.  It is not dumped; a
+ * restored database has a secret of its own, since nothing stored depends on
+ * it.
+ *
+ * The answer is only a hint until the table is locked: whoever opens it (see
+ * record.c) must be prepared to find it gone, call realm_forget() and ask
+ * again.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/genam.h"
+#include "access/htup_details.h"
+#include "access/table.h"
+#include "catalog/pg_extension.h"
+#include "catalog/pg_type.h"
+#include "utils/fmgroids.h"
+#include "utils/inval.h"
+#include "utils/lsyscache.h"
+#include "utils/rel.h"
+#include "utils/uuid.h"
+
+#include "compat.h"
+#include "realm.h"
+
+static IdemRealm realm;
+static bool realm_valid = false;
+static Oid	realm_secret_table = InvalidOid;
+
+static void realm_load(void);
+static void realm_invalidate(Datum arg, Oid relid);
+
+/* Register for invalidations; once, when the library is loaded. */
+void
+realm_init(void)
+{
+	StaticAssertStmt(IDEM_SECRET_LEN == UUID_LEN, "the secret is a uuid");
+
+	CacheRegisterRelcacheCallback(realm_invalidate, (Datum) 0);
+}
+
+/*
+ * The installation in this database.  Raises 42704 when there is none.
+ *
+ * The result points to backend-wide memory whose contents change only here,
+ * so a caller that goes through the catalogs copies what it needs.
+ */
+const IdemRealm *
+realm_get(void)
+{
+	if (unlikely(!realm_valid))
+		realm_load();
+	return &realm;
+}
+
+/* Distrust what is cached. */
+void
+realm_forget(void)
+{
+	realm_valid = false;
+}
+
+/*
+ * A relcache callback may come with InvalidOid, which means any relation.
+ */
+static void
+realm_invalidate(Datum arg, Oid relid)
+{
+	if (relid == InvalidOid ||
+		relid == realm.key_table ||
+		relid == realm_secret_table)
+		realm_valid = false;
+}
+
+/* The schema of the extension, or InvalidOid if there is no extension. */
+static Oid
+realm_schema(void)
+{
+	const bool	index_ok = true;
+	Relation	rel = table_open(ExtensionRelationId, AccessShareLock);
+	ScanKeyData scan_key;
+	SysScanDesc scan;
+	HeapTuple	tuple;
+	Oid			schema = InvalidOid;
+
+	ScanKeyInit(&scan_key, Anum_pg_extension_extname, BTEqualStrategyNumber,
+				F_NAMEEQ, CStringGetDatum("idempotency"));
+	scan = systable_beginscan(rel, ExtensionNameIndexId, index_ok, NULL,
+							  1, &scan_key);
+	tuple = systable_getnext(scan);
+	if (HeapTupleIsValid(tuple))
+		schema = ((Form_pg_extension) GETSTRUCT(tuple))->extnamespace;
+	systable_endscan(scan);
+	table_close(rel, AccessShareLock);
+
+	return schema;
+}
+
+static void
+realm_load(void)
+{
+	Oid			schema = realm_schema();
+	Oid			key_table;
+	Oid			secret_table;
+	Relation	rel = NULL;
+	SysScanDesc scan;
+	HeapTuple	tuple;
+	bool		isnull = true;
+	Datum		datum;
+
+	if (!OidIsValid(schema))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("extension \"%s\" is not installed in this database",
+						"idempotency"),
+				 errhint("Use CREATE EXTENSION idempotency.")));
+
+	key_table = get_relname_relid("idem_key", schema);
+	secret_table = get_relname_relid("idem_secret", schema);
+	if (OidIsValid(key_table) && OidIsValid(secret_table))
+		rel = try_table_open(secret_table, AccessShareLock);
+	if (rel == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_TABLE),
+				 errmsg("a table of extension \"%s\" is missing",
+						"idempotency"),
+				 errhint("Drop the extension and create it again.")));
+
+	scan = systable_beginscan(rel, InvalidOid, false, NULL, 0, NULL);
+	tuple = systable_getnext(scan);
+	if (HeapTupleIsValid(tuple) &&
+		TupleDescAttr(RelationGetDescr(rel), 0)->atttypid == UUIDOID)
+	{
+		datum = heap_getattr(tuple, 1, RelationGetDescr(rel), &isnull);
+		if (!isnull)
+			memcpy(realm.secret, DatumGetUUIDP(datum)->data, UUID_LEN);
+	}
+	systable_endscan(scan);
+	table_close(rel, AccessShareLock);
+
+	if (isnull)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("the secret of extension \"%s\" is missing",
+						"idempotency"),
+				 errhint("Drop the extension and create it again.")));
+
+	realm.serial++;
+	realm.key_table = key_table;
+	realm_secret_table = secret_table;
+
+	/*
+	 * Only now: an invalidation that came while we were reading refers to
+	 * what was cached before, and whoever opens the table finds out.
+	 */
+	realm_valid = true;
+}

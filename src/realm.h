@@ -1,0 +1,26 @@
+/*-------------------------------------------------------------------------
+ *
+ * realm.h
+ *	  One installation of the extension in the current database.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef IDEM_REALM_H
+#define IDEM_REALM_H
+
+#include "postgres.h"
+
+#define IDEM_SECRET_LEN 16
+
+typedef struct IdemRealm
+{
+	uint64		serial;			/* counts how often this was looked up */
+	Oid			key_table;		/* idem_key, wherever it was installed */
+	uint8		secret[IDEM_SECRET_LEN];	/* seeds the hash of every key */
+} IdemRealm;
+
+extern void realm_init(void);
+extern const IdemRealm *realm_get(void);
+extern void realm_forget(void);
+
+#endif							/* IDEM_REALM_H */

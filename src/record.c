@@ -1,0 +1,746 @@
+/*-------------------------------------------------------------------------
+ *
+ * record.c
+ *	  The managed table, idem_key: the only room that touches it.
+ *
+ * The table is read and written in the way of the catalogs, without the
+ * executor: two to three times cheaper than SPI with kept plans.  The price is
+ * that nothing of SQL happens by itself: no defaults, CHECKs, triggers,
+ * privileges, row security.  So every column is filled and checked here,
+ * privileges come from GetUserId() being part of every key, and
+ * record_check_shape() refuses a table that does not look as we created it.
+ *
+ * Locks.  record_open() locks the table for the rest of the (sub)transaction,
+ * under CurTransactionResourceOwner like the key locks (see lock.c); the other
+ * functions rely on it and open the table without locking.  Nobody can
+ * drop, rewrite or alter it while a claim is remembered, except the very
+ * transaction that holds it.  Indexes are looked up in the open relation
+ * each time: REINDEX CONCURRENTLY gives them new OIDs under our lock.
+ *
+ * Snapshots.  A claim must know the truth of now, not of its snapshot, so
+ * record_look() uses SnapshotDirty and sees uncommitted rows as well.  Under
+ * REPEATABLE READ and SERIALIZABLE it compares with the transaction snapshot
+ * in the same scan, see there.  No MVCC scan is made on behalf of a claim:
+ * predicate locks on whole index pages would make SERIALIZABLE transactions on
+ * unrelated keys fail.
+ *
+ * Concurrent writers.  A fresh row is protected by the primary key.  Rows that
+ * exist may be touched by others (expiry, idem_forget, an administrator), so
+ * they are locked, updated and deleted through table_tuple_*() with every
+ * TM_Result handled.
+ *
+ * Responses and other values that are returned are copied, detoasted, into
+ * the caller's memory context before the buffer is let go.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/genam.h"
+#include "access/heapam.h"
+#include "access/htup_details.h"
+#include "access/relscan.h"
+#include "access/table.h"
+#include "access/tableam.h"
+#include "access/xact.h"
+#include "catalog/index.h"
+#include "catalog/indexing.h"
+#include "catalog/pg_type.h"
+#include "executor/tuptable.h"
+#include "miscadmin.h"
+#include "storage/bufmgr.h"
+#include "storage/lmgr.h"
+#include "utils/acl.h"
+#include "utils/builtins.h"
+#include "utils/fmgroids.h"
+#include "utils/rel.h"
+#include "utils/resowner.h"
+#include "utils/snapmgr.h"
+#include "utils/syscache.h"
+
+#include "compat.h"
+#include "realm.h"
+#include "record.h"
+
+/* Columns of idem_key, as record.sql creates them. */
+enum
+{
+	Anum_expires_at = 1,
+	Anum_claimed_at,
+	Anum_finished_at,
+	Anum_owner,
+	Anum_scope,
+	Anum_key,
+	Anum_fingerprint,
+	Anum_response,
+	Natts_idem_key = Anum_response
+};
+
+static const struct
+{
+	const char *name;
+	Oid			type;
+	bool		not_null;
+}			record_columns[Natts_idem_key] =
+{
+	{"expires_at", TIMESTAMPTZOID, true},
+	{"claimed_at", TIMESTAMPTZOID, true},
+	{"finished_at", TIMESTAMPTZOID, true},
+	{"owner", REGROLEOID, true},
+	{"scope", TEXTOID, true},
+	{"key", TEXTOID, true},
+	{"fingerprint", BYTEAOID, false},
+	{"response", JSONBOID, false}
+};
+
+/* Where record_expire() goes on: see there. */
+static BlockNumber record_hand = InvalidBlockNumber;
+
+static void record_check_shape(Relation rel);
+static void record_check_index(Relation rel, Oid index_oid);
+static void record_refuse_shape(Relation rel, const char *detail);
+static SysScanDesc record_begin_scan(Relation rel, Snapshot snapshot,
+									 const IdemKey *key);
+static void record_decode(Relation rel, HeapTuple tuple, IdemRecord *record);
+static HeapTuple record_encode(Relation rel, const IdemKey *key,
+							   const IdemRecord *record);
+static void record_insert_index_entries(Relation rel, TupleTableSlot *slot);
+static IdemRecordResult record_result(TM_Result result);
+static int64 record_expire_range(Relation rel, BlockNumber start,
+								 BlockNumber nblocks, Oid owner,
+								 int64 max_rows);
+
+/* ----------------------------------------------------------------
+ *						Opening
+ * ----------------------------------------------------------------
+ */
+
+/*
+ * Find the table, lock it until the end of the (sub)transaction and make sure
+ * that it is what we expect.  To be called first by every SQL function, before
+ * it makes a key.
+ *
+ * What realm.c remembers is a hint.  Once the lock is held and the table
+ * turns out to exist, it stays true.
+ */
+void
+record_open(bool for_writing)
+{
+	static uint64 checked = 0;	/* serial of the realm whose table was checked */
+	ResourceOwner saved = CurrentResourceOwner;
+	Relation	rel;
+
+	CurrentResourceOwner = CurTransactionResourceOwner;
+	for (;;)
+	{
+		Oid			table = realm_get()->key_table;
+
+		rel = try_table_open(table,
+							 for_writing ? RowExclusiveLock : AccessShareLock);
+		if (rel != NULL && realm_get()->key_table == table)
+			break;
+		if (rel != NULL)
+			table_close(rel, NoLock);
+		else
+			realm_forget();
+	}
+	if (unlikely(checked != realm_get()->serial))
+	{
+		record_check_shape(rel);
+		checked = realm_get()->serial;
+	}
+	table_close(rel, NoLock);
+	CurrentResourceOwner = saved;
+}
+
+/* False once the table was dropped, by this transaction or before it. */
+bool
+record_table_exists(Oid table)
+{
+	return SearchSysCacheExists1(RELOID, ObjectIdGetDatum(table));
+}
+
+/*
+ * A superuser can alter the table.  What we would misread or, worse, write
+ * wrongly is refused; what does no harm (storage parameters, statistics
+ * targets, a plain index more) is not our business.
+ */
+static void
+record_check_shape(Relation rel)
+{
+	TupleDesc	desc = RelationGetDescr(rel);
+	List	   *indexes;
+	ListCell   *lc;
+
+	if (rel->rd_rel->relkind != RELKIND_RELATION ||
+		rel->rd_tableam != GetHeapamTableAmRoutine())
+		record_refuse_shape(rel, "It is not an ordinary heap table.");
+	if (desc->natts != Natts_idem_key)
+		record_refuse_shape(rel, "It has another number of columns.");
+	for (int i = 0; i < Natts_idem_key; i++)
+	{
+		Form_pg_attribute att = TupleDescAttr(desc, i);
+
+		if (att->attisdropped ||
+			att->atttypid != record_columns[i].type ||
+			att->attnotnull != record_columns[i].not_null ||
+			strcmp(NameStr(att->attname), record_columns[i].name) != 0)
+			record_refuse_shape(rel, psprintf("Column \"%s\" was altered.",
+											  record_columns[i].name));
+	}
+
+	if (!OidIsValid(RelationGetPrimaryKeyIndex(rel, false)))
+		record_refuse_shape(rel, "It has no valid primary key.");
+	indexes = RelationGetIndexList(rel);
+	foreach(lc, indexes)
+		record_check_index(rel, lfirst_oid(lc));
+	list_free(indexes);
+}
+
+/* Indexes are maintained without the executor, which sets limits to them. */
+static void
+record_check_index(Relation rel, Oid index_oid)
+{
+	static const AttrNumber primary_key[] = {Anum_owner, Anum_scope, Anum_key};
+	Relation	index = index_open(index_oid, AccessShareLock);
+	Form_pg_index form = index->rd_index;
+	bool		ok;
+
+	ok = form->indimmediate && !form->indisexclusion &&
+		heap_attisnull(index->rd_indextuple, Anum_pg_index_indexprs, NULL) &&
+		heap_attisnull(index->rd_indextuple, Anum_pg_index_indpred, NULL);
+	if (!ok)
+		record_refuse_shape(rel, psprintf("Index \"%s\" is partial, deferrable, or on expressions.",
+										  RelationGetRelationName(index)));
+
+	if (form->indisprimary)
+	{
+		ok = form->indnkeyatts == lengthof(primary_key);
+		for (int i = 0; ok && i < lengthof(primary_key); i++)
+			ok = form->indkey.values[i] == primary_key[i];
+		if (!ok)
+			record_refuse_shape(rel, "Its primary key is not (owner, scope, key).");
+	}
+	index_close(index, AccessShareLock);
+}
+
+static void
+record_refuse_shape(Relation rel, const char *detail)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("table \"%s\" is not as extension \"%s\" created it",
+					RelationGetRelationName(rel), "idempotency"),
+			 errdetail_internal("%s", detail),
+			 errhint("Undo the change, or use ALTER EXTENSION idempotency UPDATE if the library is newer than the extension.")));
+}
+
+/* ----------------------------------------------------------------
+ *						Reading
+ * ----------------------------------------------------------------
+ */
+
+/*
+ * Look at a key on behalf of a claim: what is true now?
+ *
+ * look->found: there is a record, committed or our own.  It may be deleted or
+ * updated by a transaction in progress, in which case look->rival names that
+ * transaction; its record is still the one that counts.
+ * look->rival without a record: another transaction has inserted one and is
+ * not over.
+ *
+ * look->changed (REPEATABLE READ and SERIALIZABLE only): the current record is
+ * neither our own nor visible to the transaction snapshot, or a record visible
+ * to it is gone.  An answer would then contradict what the transaction reads
+ * elsewhere, and SSI does not see it because our reads leave no predicate
+ * locks; the caller raises 40001, as INSERT ... ON CONFLICT does.
+ */
+void
+record_look(const IdemKey *key, IdemLook *look)
+{
+	const bool	one_snapshot = IsolationUsesXactSnapshot();
+	Snapshot	xact_snapshot = one_snapshot ? GetTransactionSnapshot() : NULL;
+	SnapshotData dirty;
+	Relation	rel;
+	SysScanDesc scan;
+	HeapTuple	tuple;
+
+	look->found = false;
+	look->changed = false;
+	look->rival = InvalidTransactionId;
+
+	InitDirtySnapshot(dirty);
+	rel = table_open(key->table, NoLock);
+
+	/*
+	 * With one snapshot for the transaction go through all versions, so as to
+	 * judge each by both snapshots.
+	 */
+	scan = record_begin_scan(rel, one_snapshot ? SnapshotAny : &dirty, key);
+	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
+	{
+		TransactionId xmin = HeapTupleHeaderGetXmin(tuple->t_data);
+		bool		current = true;
+		bool		committed;
+
+		/* systable_getnext() has just set the fields of "dirty" otherwise */
+		if (one_snapshot)
+			current = table_tuple_satisfies_snapshot(rel, scan->slot, &dirty);
+		committed = current && !TransactionIdIsValid(dirty.xmin);
+
+		if (one_snapshot)
+		{
+			bool		visible;
+
+			visible = table_tuple_satisfies_snapshot(rel, scan->slot,
+													 xact_snapshot);
+			if (visible && !current)
+				look->changed = true;
+			if (committed && !visible &&
+				!TransactionIdIsCurrentTransactionId(xmin))
+				look->changed = true;
+		}
+
+		if (current && TransactionIdIsValid(dirty.xmin))
+			look->rival = dirty.xmin;
+		else if (current && TransactionIdIsValid(dirty.xmax))
+			look->rival = dirty.xmax;
+
+		if (committed)
+		{
+			look->found = true;
+			record_decode(rel, tuple, &look->record);
+		}
+	}
+	systable_endscan(scan);
+	table_close(rel, NoLock);
+}
+
+/*
+ * Read a key as a query does: by the snapshot of the calling statement.
+ */
+bool
+record_read(const IdemKey *key, IdemRecord *record)
+{
+	Relation	rel = table_open(key->table, NoLock);
+	SysScanDesc scan = record_begin_scan(rel, GetActiveSnapshot(), key);
+	HeapTuple	tuple = systable_getnext(scan);
+	bool		found = HeapTupleIsValid(tuple);
+
+	if (found)
+		record_decode(rel, tuple, record);
+	systable_endscan(scan);
+	table_close(rel, NoLock);
+	return found;
+}
+
+static SysScanDesc
+record_begin_scan(Relation rel, Snapshot snapshot, const IdemKey *key)
+{
+	const bool	index_ok = true;
+	ScanKeyData scan_keys[3];
+
+	ScanKeyInit(&scan_keys[0], Anum_owner, BTEqualStrategyNumber,
+				F_OIDEQ, ObjectIdGetDatum(key->owner));
+	ScanKeyInit(&scan_keys[1], Anum_scope, BTEqualStrategyNumber, F_TEXTEQ,
+				PointerGetDatum(cstring_to_text_with_len(key->scope,
+														 key->scope_len)));
+	ScanKeyInit(&scan_keys[2], Anum_key, BTEqualStrategyNumber, F_TEXTEQ,
+				PointerGetDatum(cstring_to_text_with_len(key->key,
+														 key->key_len)));
+	return systable_beginscan(rel, RelationGetPrimaryKeyIndex(rel, false),
+							  index_ok, snapshot,
+							  lengthof(scan_keys), scan_keys);
+}
+
+static void
+record_decode(Relation rel, HeapTuple tuple, IdemRecord *record)
+{
+	Datum		values[Natts_idem_key];
+	bool		isnull[Natts_idem_key];
+
+	heap_deform_tuple(tuple, RelationGetDescr(rel), values, isnull);
+
+	record->version.tid = tuple->t_self;
+	record->expires_at = DatumGetTimestampTz(values[Anum_expires_at - 1]);
+	record->claimed_at = DatumGetTimestampTz(values[Anum_claimed_at - 1]);
+	record->finished_at = DatumGetTimestampTz(values[Anum_finished_at - 1]);
+
+	record->fingerprint.given = !isnull[Anum_fingerprint - 1];
+	if (record->fingerprint.given)
+	{
+		bytea	   *digest = DatumGetByteaPP(values[Anum_fingerprint - 1]);
+
+		if (VARSIZE_ANY_EXHDR(digest) != IDEM_FINGERPRINT_LEN)
+			ereport(ERROR,
+					(errcode(ERRCODE_DATA_CORRUPTED),
+					 errmsg("fingerprint in table \"%s\" has %d bytes instead of %d",
+							RelationGetRelationName(rel),
+							(int) VARSIZE_ANY_EXHDR(digest),
+							IDEM_FINGERPRINT_LEN)));
+		memcpy(record->fingerprint.digest, VARDATA_ANY(digest),
+			   IDEM_FINGERPRINT_LEN);
+	}
+
+	record->response = isnull[Anum_response - 1] ? NULL :
+		DatumGetJsonbPCopy(values[Anum_response - 1]);
+}
+
+/* ----------------------------------------------------------------
+ *						Writing
+ * ----------------------------------------------------------------
+ */
+
+static HeapTuple
+record_encode(Relation rel, const IdemKey *key, const IdemRecord *record)
+{
+	Datum		values[Natts_idem_key];
+	bool		isnull[Natts_idem_key] = {false};
+
+	values[Anum_expires_at - 1] = TimestampTzGetDatum(record->expires_at);
+	values[Anum_claimed_at - 1] = TimestampTzGetDatum(record->claimed_at);
+	values[Anum_finished_at - 1] = TimestampTzGetDatum(record->finished_at);
+	values[Anum_owner - 1] = ObjectIdGetDatum(key->owner);
+	values[Anum_scope - 1] =
+		PointerGetDatum(cstring_to_text_with_len(key->scope, key->scope_len));
+	values[Anum_key - 1] =
+		PointerGetDatum(cstring_to_text_with_len(key->key, key->key_len));
+
+	isnull[Anum_fingerprint - 1] = !record->fingerprint.given;
+	if (record->fingerprint.given)
+	{
+		bytea	   *digest = palloc(VARHDRSZ + IDEM_FINGERPRINT_LEN);
+
+		SET_VARSIZE(digest, VARHDRSZ + IDEM_FINGERPRINT_LEN);
+		memcpy(VARDATA(digest), record->fingerprint.digest,
+			   IDEM_FINGERPRINT_LEN);
+		values[Anum_fingerprint - 1] = PointerGetDatum(digest);
+	}
+
+	isnull[Anum_response - 1] = record->response == NULL;
+	values[Anum_response - 1] = PointerGetDatum(record->response);
+
+	return heap_form_tuple(RelationGetDescr(rel), values, isnull);
+}
+
+/*
+ * Insert the record of a key that has none.
+ *
+ * Whoever calls this holds the lock of the key and has looked, so a duplicate
+ * means that somebody wrote without our lock: an administrator, a logical
+ * replication worker.  The row is in the heap by then and the (sub)transaction
+ * cannot be saved; *duplicate is set and 40001 raised, since a retry will find
+ * that row and be answered properly.
+ */
+void
+record_insert(const IdemKey *key, const IdemRecord *record, bool *duplicate)
+{
+	Relation	rel = table_open(key->table, NoLock);
+	HeapTuple	tuple = record_encode(rel, key, record);
+	MemoryContext context = CurrentMemoryContext;
+
+	PG_TRY();
+	{
+		CatalogTupleInsert(rel, tuple);
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(context);
+		if (geterrcode() == ERRCODE_UNIQUE_VIOLATION)
+		{
+			*duplicate = true;
+			FlushErrorState();
+			ereport(ERROR,
+					(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+					 errmsg("could not serialize access to key \"%s\"",
+							key_name(key)),
+					 errdetail("Another transaction wrote the record of this key without claiming it."),
+					 errhint("Retry the transaction.")));
+		}
+		PG_RE_THROW();
+	}
+	PG_END_TRY();
+
+	table_close(rel, NoLock);
+
+	/* the rest of this command may look at it, and change it */
+	CommandCounterIncrement();
+}
+
+/*
+ * Write the record over an existing version, which the caller has pinned.
+ */
+IdemRecordResult
+record_replace(const IdemKey *key, const IdemVersion *version,
+			   const IdemRecord *record)
+{
+	const bool	wait = true;
+	const bool	should_free = false;
+	Relation	rel = table_open(key->table, NoLock);
+	HeapTuple	tuple = record_encode(rel, key, record);
+	TupleTableSlot *slot = MakeSingleTupleTableSlot(RelationGetDescr(rel),
+													&TTSOpsHeapTuple);
+	ItemPointerData tid = version->tid;
+	TU_UpdateIndexes update_indexes = TU_None;
+	LockTupleMode lock_mode;
+	TM_FailureData failure;
+	TM_Result	result;
+
+	ExecStoreHeapTuple(tuple, slot, should_free);
+	result = table_tuple_update(rel, &tid, slot, GetCurrentCommandId(true),
+								InvalidSnapshot, InvalidSnapshot, wait,
+								&failure, &lock_mode, &update_indexes);
+	if (result == TM_Ok && update_indexes != TU_None)
+		record_insert_index_entries(rel, slot);
+	ExecDropSingleTupleTableSlot(slot);
+	table_close(rel, NoLock);
+	if (result == TM_Ok)
+		CommandCounterIncrement();
+
+	return record_result(result);
+}
+
+/*
+ * Keep a version from being removed or changed by anybody else until the end
+ * of the (sub)transaction, by a tuple lock, waiting for rivals as allowed.
+ */
+typedef struct RecordPin
+{
+	Relation	rel;
+	ItemPointerData tid;
+	TupleTableSlot *slot;
+	LockWaitPolicy policy;
+	TM_Result	result;
+} RecordPin;
+
+static void
+record_pin_once(void *arg)
+{
+	RecordPin  *pin = (RecordPin *) arg;
+	TM_FailureData failure;
+
+	pin->result = table_tuple_lock(pin->rel, &pin->tid, SnapshotAny, pin->slot,
+								   GetCurrentCommandId(true),
+								   LockTupleExclusive, pin->policy, 0,
+								   &failure);
+	ExecClearTuple(pin->slot);
+}
+
+IdemRecordResult
+record_pin(const IdemKey *key, const IdemVersion *version,
+		   const IdemWait *wait)
+{
+	RecordPin	pin;
+
+	pin.rel = table_open(key->table, NoLock);
+	pin.tid = version->tid;
+	pin.slot = table_slot_create(pin.rel, NULL);
+	pin.policy = LockWaitSkip;
+	record_pin_once(&pin);
+	if (pin.result == TM_WouldBlock)
+	{
+		pin.policy = LockWaitBlock;
+		if (!lock_wait_for(wait, record_pin_once, &pin))
+			pin.result = TM_WouldBlock;
+	}
+	ExecDropSingleTupleTableSlot(pin.slot);
+	table_close(pin.rel, NoLock);
+
+	return record_result(pin.result);
+}
+
+static TM_Result
+record_delete_version(Relation rel, ItemPointer tid, bool wait)
+{
+	const bool	changing_part = false;
+	TM_FailureData failure;
+
+	return table_tuple_delete(rel, tid, GetCurrentCommandId(true),
+							  InvalidSnapshot, InvalidSnapshot, wait,
+							  &failure, changing_part);
+}
+
+/* Delete one version, waiting for whoever has it locked. */
+IdemRecordResult
+record_delete(const IdemKey *key, const IdemVersion *version)
+{
+	const bool	wait = true;
+	Relation	rel = table_open(key->table, NoLock);
+	ItemPointerData tid = version->tid;
+	TM_Result	result = record_delete_version(rel, &tid, wait);
+
+	table_close(rel, NoLock);
+	if (result == TM_Ok)
+		CommandCounterIncrement();
+
+	return record_result(result);
+}
+
+static IdemRecordResult
+record_result(TM_Result result)
+{
+	switch (result)
+	{
+		case TM_Ok:
+			return IDEM_RECORD_OK;
+		case TM_BeingModified:
+		case TM_WouldBlock:
+			return IDEM_RECORD_BUSY;
+		case TM_SelfModified:
+		case TM_Updated:
+		case TM_Deleted:
+			return IDEM_RECORD_CHANGED;
+		case TM_Invisible:
+			break;
+	}
+	elog(ERROR, "unexpected result of a tuple operation: %d", (int) result);
+	pg_unreachable();
+}
+
+/*
+ * The index entries of an updated row whose new version is not heap-only.
+ * record_check_index() has made sure that there is nothing to evaluate.
+ */
+static void
+record_insert_index_entries(Relation rel, TupleTableSlot *slot)
+{
+	List	   *indexes = RelationGetIndexList(rel);
+	ListCell   *lc;
+
+	foreach(lc, indexes)
+	{
+		const bool	index_unchanged = true;
+		Relation	index = index_open(lfirst_oid(lc), RowExclusiveLock);
+		IndexInfo  *info = BuildIndexInfo(index);
+		Datum		values[INDEX_MAX_KEYS];
+		bool		isnull[INDEX_MAX_KEYS];
+
+		if (info->ii_ReadyForInserts)
+		{
+			FormIndexDatum(info, slot, NULL, values, isnull);
+			index_insert(index, values, isnull, &slot->tts_tid, rel,
+						 index->rd_index->indisunique ?
+						 UNIQUE_CHECK_YES : UNIQUE_CHECK_NO,
+						 index_unchanged, info);
+		}
+		index_close(index, RowExclusiveLock);
+	}
+	list_free(indexes);
+}
+
+/* ----------------------------------------------------------------
+ *						Waiting
+ * ----------------------------------------------------------------
+ */
+
+static void
+record_wait_for_xact(void *arg)
+{
+	XactLockTableWait(*(TransactionId *) arg, NULL, NULL, XLTW_None);
+}
+
+/* Wait for the end of a transaction.  False if time ran out. */
+bool
+record_wait_for(TransactionId rival, const IdemWait *wait)
+{
+	return lock_wait_for(wait, record_wait_for_xact, &rival);
+}
+
+/* ----------------------------------------------------------------
+ *						Expiry
+ * ----------------------------------------------------------------
+ */
+
+/*
+ * Remove up to max_rows expired records: those of the current user, or anybody's
+ * for members of the table's owner.  Returns how many; fewer than max_rows
+ * means that there are no more, but for those that somebody has locked.
+ *
+ * There is no index on expires_at, on purpose: it would have to be written by
+ * every claim.  The table is swept like a clock, each call going on where the
+ * last one of this backend stopped, so that repeated calls do not look at
+ * the same rows again; a new backend starts somewhere.
+ *
+ * Rows are deleted without waiting.  A row that is locked or being changed
+ * by somebody, say by a claim over it (even our own), is skipped.  What was found expired is
+ * the very version that is deleted, or nothing is: the page stays pinned by
+ * the scan, and the deletion checks that the version is still current.
+ */
+int64
+record_expire(int64 max_rows)
+{
+	Relation	rel = table_open(realm_get()->key_table, NoLock);
+	BlockNumber nblocks = RelationGetNumberOfBlocks(rel);
+	Oid			owner = GetUserId();
+	BlockNumber start;
+	int64		removed = 0;
+
+	if (has_privs_of_role(owner, rel->rd_rel->relowner))
+		owner = InvalidOid;		/* anybody's */
+
+	if (nblocks > 0)
+	{
+		start = record_hand == InvalidBlockNumber ?
+			(BlockNumber) MyProcPid : record_hand;
+		start %= nblocks;
+
+		removed = record_expire_range(rel, start, nblocks - start,
+									  owner, max_rows);
+		if (removed < max_rows)
+			removed += record_expire_range(rel, 0, start,
+										   owner, max_rows - removed);
+	}
+
+	table_close(rel, NoLock);
+	if (removed > 0)
+		CommandCounterIncrement();
+	return removed;
+}
+
+/*
+ * SnapshotSelf, because an MVCC snapshot would leave a predicate lock on the
+ * whole table under SERIALIZABLE.
+ */
+static int64
+record_expire_range(Relation rel, BlockNumber start, BlockNumber nblocks,
+					Oid owner, int64 max_rows)
+{
+	const bool	allow_strategy = true;
+	const bool	allow_sync = false;
+	const bool	wait = false;
+	const TimestampTz now = GetCurrentTimestamp();
+	TableScanDesc scan;
+	TupleTableSlot *slot;
+	int64		removed = 0;
+
+	if (nblocks == 0)
+		return 0;
+
+	slot = table_slot_create(rel, NULL);
+	scan = table_beginscan_strat(rel, SnapshotSelf, 0, NULL,
+								 allow_strategy, allow_sync);
+	heap_setscanlimits(scan, start, nblocks);
+	while (removed < max_rows &&
+		   table_scan_getnextslot(scan, ForwardScanDirection, slot))
+	{
+		bool		isnull;
+		TimestampTz expires_at;
+
+		CHECK_FOR_INTERRUPTS();
+
+		record_hand = ItemPointerGetBlockNumber(&slot->tts_tid);
+		expires_at = DatumGetTimestampTz(slot_getattr(slot, Anum_expires_at,
+													  &isnull));
+		if (expires_at > now)
+			continue;
+		if (OidIsValid(owner) &&
+			owner != DatumGetObjectId(slot_getattr(slot, Anum_owner, &isnull)))
+			continue;
+		if (record_delete_version(rel, &slot->tts_tid, wait) == TM_Ok)
+			removed++;
+	}
+	table_endscan(scan);
+	ExecDropSingleTupleTableSlot(slot);
+
+	return removed;
+}

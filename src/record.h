@@ -1,0 +1,91 @@
+/*-------------------------------------------------------------------------
+ *
+ * record.h
+ *	  The managed table, idem_key.
+ *
+ * Nothing outside record.c knows that it is a local heap.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef IDEM_RECORD_H
+#define IDEM_RECORD_H
+
+#include "postgres.h"
+
+#include "datatype/timestamp.h"
+#include "storage/itemptr.h"
+
+#include "key.h"
+#include "lock.h"
+
+/* Names one version of one record; opaque to others. */
+typedef struct IdemVersion
+{
+	ItemPointerData tid;		/* invalid: no version at all */
+} IdemVersion;
+
+/* What is stored under a key. */
+typedef struct IdemRecord
+{
+	IdemVersion version;		/* set by reading, ignored by writing */
+	TimestampTz claimed_at;
+	TimestampTz finished_at;
+	TimestampTz expires_at;
+	IdemFingerprint fingerprint;
+	Jsonb	   *response;		/* NULL for none; owned by the reader */
+} IdemRecord;
+
+/* What a claim sees when it looks at a key: see record_look(). */
+typedef struct IdemLook
+{
+	bool		found;			/* there is a record, in "record" */
+	IdemRecord	record;
+	bool		changed;		/* it changed under our transaction snapshot */
+	TransactionId rival;		/* who is changing it right now, or invalid */
+} IdemLook;
+
+/* What became of an attempt to pin or remove one version. */
+typedef enum IdemRecordResult
+{
+	IDEM_RECORD_OK,
+	IDEM_RECORD_BUSY,			/* another transaction has it locked */
+	IDEM_RECORD_CHANGED			/* it is not the current version any more */
+} IdemRecordResult;
+
+extern void record_open(bool for_writing);
+extern bool record_table_exists(Oid table);
+extern void record_look(const IdemKey *key, IdemLook *look);
+extern bool record_read(const IdemKey *key, IdemRecord *record);
+extern void record_insert(const IdemKey *key, const IdemRecord *record,
+						  bool *duplicate);
+extern IdemRecordResult record_replace(const IdemKey *key,
+									   const IdemVersion *version,
+									   const IdemRecord *record);
+extern IdemRecordResult record_pin(const IdemKey *key,
+								   const IdemVersion *version,
+								   const IdemWait *wait);
+extern IdemRecordResult record_delete(const IdemKey *key,
+									  const IdemVersion *version);
+extern bool record_wait_for(TransactionId rival, const IdemWait *wait);
+extern int64 record_expire(int64 max_rows);
+
+static inline void
+record_no_version(IdemVersion *version)
+{
+	ItemPointerSetInvalid(&version->tid);
+}
+
+static inline bool
+record_is_version(const IdemVersion *version)
+{
+	return ItemPointerIsValid(&version->tid);
+}
+
+static inline bool
+record_same_version(const IdemVersion *a, const IdemVersion *b)
+{
+	return ItemPointerEquals(unconstify(ItemPointerData *, &a->tid),
+							 unconstify(ItemPointerData *, &b->tid));
+}
+
+#endif							/* IDEM_RECORD_H */

@@ -1,0 +1,73 @@
+/* stats.c: sight --------------------------------------------------------- */
+
+CREATE FUNCTION @extschema@.idem_own_claims(
+	OUT owner pg_catalog.regrole,
+	OUT scope pg_catalog.text,
+	OUT key pg_catalog.text,
+	OUT state pg_catalog.text,
+	OUT since pg_catalog.timestamptz)
+RETURNS SETOF pg_catalog.record
+AS 'MODULE_PATHNAME', 'idem_own_claims'
+LANGUAGE C VOLATILE PARALLEL RESTRICTED ROWS 10;
+
+COMMENT ON FUNCTION @extschema@.idem_own_claims() IS
+'The claims of this transaction; better read through the view idem_in_flight.';
+
+/*
+ * Another transaction's claim is nothing but a lock (18756 is class 0x4944),
+ * and the name of the key is hidden in its hash.  The lock of a prepared
+ * transaction has no process, but a name to look for.
+ */
+CREATE VIEW @extschema@.idem_in_flight WITH (security_barrier) AS
+SELECT pg_catalog.pg_backend_pid() AS pid,
+	   NULL::pg_catalog.text AS prepared,
+	   c.owner,
+	   c.state,
+	   c.since,
+	   c.scope,
+	   c.key
+  FROM @extschema@.idem_own_claims() AS c
+UNION ALL
+SELECT l.pid,
+	   p.gid,
+	   r.oid::pg_catalog.regrole,
+	   'in_progress',
+	   COALESCE(p.prepared, a.xact_start),
+	   NULL,
+	   NULL
+  FROM pg_catalog.pg_locks AS l
+	   LEFT JOIN pg_catalog.pg_stat_activity AS a
+			  ON a.pid OPERATOR(pg_catalog.=) l.pid
+	   LEFT JOIN pg_catalog.pg_prepared_xacts AS p
+			  ON l.pid IS NULL
+			 AND l.virtualtransaction OPERATOR(pg_catalog.=) ('-1/' OPERATOR(pg_catalog.||) p.transaction::pg_catalog.text)
+	   JOIN pg_catalog.pg_roles AS r
+		 ON r.rolname OPERATOR(pg_catalog.=) COALESCE(p.owner, a.usename)
+ WHERE l.locktype OPERATOR(pg_catalog.=) 'advisory'
+   AND l.objsubid OPERATOR(pg_catalog.=) 18756
+   AND l.granted
+   AND l.database OPERATOR(pg_catalog.=) (SELECT d.oid FROM pg_catalog.pg_database AS d
+										   WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database())
+   AND l.pid IS DISTINCT FROM pg_catalog.pg_backend_pid()
+   AND (r.rolname OPERATOR(pg_catalog.=) CURRENT_USER
+		OR pg_catalog.pg_has_role('pg_monitor', 'USAGE'));
+
+COMMENT ON VIEW @extschema@.idem_in_flight IS
+'Claims of transactions that are not over: this one''s by key, other transactions'' as locks. Each role sees its own, pg_monitor all.';
+COMMENT ON COLUMN @extschema@.idem_in_flight.pid IS
+'Process that holds the claim; null for a prepared transaction.';
+COMMENT ON COLUMN @extschema@.idem_in_flight.prepared IS
+'Name of the prepared transaction that holds the claim; it holds the key until COMMIT PREPARED or ROLLBACK PREPARED.';
+COMMENT ON COLUMN @extschema@.idem_in_flight.owner IS
+'Role of the claim; for other transactions the role of the session.';
+COMMENT ON COLUMN @extschema@.idem_in_flight.state IS
+'in_progress, or finished but not committed; of other transactions only that they are at it.';
+COMMENT ON COLUMN @extschema@.idem_in_flight.since IS
+'When the claim was made; for other transactions when the transaction began or was prepared.';
+COMMENT ON COLUMN @extschema@.idem_in_flight.scope IS
+'Scope of the key; null for other transactions.';
+COMMENT ON COLUMN @extschema@.idem_in_flight.key IS
+'The key; null for other transactions.';
+
+GRANT SELECT ON @extschema@.idem_in_flight TO PUBLIC;
+

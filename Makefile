@@ -23,8 +23,13 @@ SCRIPT_SRC  = src/idempotency.sql src/realm.sql src/record.sql src/claim.sql \
               src/janitor.sql src/stats.sql src/privileges.sql
 DATA_built  = $(SCRIPT)
 
-PG_CFLAGS   = -std=gnu99 -Wall -Wextra -Werror -Wno-unused-parameter \
-              -Wno-sign-compare -Wno-missing-field-initializers
+# PostgreSQL's own headers have parameters that they do not use.
+PG_CFLAGS   = -Wall -Wextra -Werror -Wno-unused-parameter
+ifneq (,$(findstring clang,$(CC)))
+# The server may have been configured for gcc: its flags, its printf attribute.
+PG_CFLAGS  += -Wno-unknown-warning-option -Wno-ignored-optimization-argument \
+               -Wno-ignored-attributes
+endif
 
 REGRESS     = $(patsubst sql/%.sql,%,$(filter-out $(SCRIPT),$(sort $(wildcard sql/*.sql))))
 ISOLATION   = $(patsubst test/isolation/specs/%.spec,%,$(sort $(wildcard test/isolation/specs/*.spec)))

@@ -101,8 +101,8 @@ static bool claim_answer_from(const ClaimRequest *request,
 							  const IdemRecord *record, ClaimAnswer *answer);
 static PendingClaim *claim_pending(const IdemKey *key);
 static bool claim_is_live(const IdemRecord *record, TimestampTz now);
-static void claim_raise_changed(const IdemKey *key);
-static void claim_raise_not_ours(const IdemKey *key);
+pg_noreturn static void claim_raise_changed(const IdemKey *key);
+pg_noreturn static void claim_raise_not_ours(const IdemKey *key);
 static void claim_must_be_allowed(const char *function);
 static void claim_make_key(IdemKey *key, FunctionCallInfo fcinfo,
 						   int key_arg, int scope_arg);

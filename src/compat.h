@@ -42,6 +42,11 @@ typedef bool TU_UpdateIndexes;
 #define INTERVAL_NOT_FINITE(i) ((void) (i), false)
 #endif
 
+/* 18: functions that do not return say so in front */
+#if PG_VERSION_NUM < 180000
+#define pg_noreturn pg_attribute_noreturn()
+#endif
+
 /* 18: a deferrable primary key may be asked for, too */
 #if PG_VERSION_NUM < 180000
 #define RelationGetPrimaryKeyIndex(rel, deferrable_ok) \

@@ -12,6 +12,7 @@
 
 #include "datatype/timestamp.h"
 
+#include "compat.h"
 #include "key.h"
 #include "record.h"
 
@@ -55,7 +56,7 @@ extern void pending_init(void);
 extern PendingClaim *pending_find(const IdemKey *key);
 extern void pending_remember(const IdemKey *key, const PendingWork *work);
 extern void pending_change(PendingClaim *claim, PendingState state);
-extern void pending_raise_lost(const PendingClaim *claim) pg_attribute_noreturn();
+pg_noreturn extern void pending_raise_lost(const PendingClaim *claim);
 
 extern void pending_visit(void (*visit) (const PendingClaim *claim, void *arg),
 						  void *arg);

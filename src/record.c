@@ -98,7 +98,7 @@ static BlockNumber record_hand = InvalidBlockNumber;
 
 static void record_check_shape(Relation rel);
 static void record_check_index(Relation rel, Oid index_oid);
-static void record_refuse_shape(Relation rel, const char *detail);
+pg_noreturn static void record_refuse_shape(Relation rel, const char *detail);
 static SysScanDesc record_begin_scan(Relation rel, Snapshot snapshot,
 									 const IdemKey *key);
 static void record_decode(Relation rel, HeapTuple tuple, IdemRecord *record);
@@ -216,7 +216,7 @@ record_check_index(Relation rel, Oid index_oid)
 	if (form->indisprimary)
 	{
 		ok = form->indnkeyatts == lengthof(primary_key);
-		for (int i = 0; ok && i < lengthof(primary_key); i++)
+		for (int i = 0; ok && i < (int) lengthof(primary_key); i++)
 			ok = form->indkey.values[i] == primary_key[i];
 		if (!ok)
 			record_refuse_shape(rel, "Its primary key is not (owner, scope, key).");

@@ -51,6 +51,7 @@ endif
 $(OBJS): $(wildcard src/*.h)
 
 $(SCRIPT): $(SCRIPT_SRC) idempotency.control
+	mkdir -p $(@D)
 	cat $(SCRIPT_SRC) > $@
 
 # Some of the suites, or tests: make test TESTS="pgtap regress:claim"

@@ -31,10 +31,6 @@ sandbox()
 		return
 	fi
 
-	trap 'exit 129' HUP
-	trap 'exit 130' INT
-	trap 'exit 143' TERM
-	trap clear_up EXIT
 	provide
 	as_user=()
 	if [ "$(id -u)" -eq 0 ]; then
@@ -45,12 +41,15 @@ sandbox()
 	if [ ${#base} -gt 40 ] || ! "${as_user[@]}" test -w "$base" -a -x "$base"; then
 		base=/tmp
 	fi
+	trap '' HUP INT TERM
 	tmp=$(cd / && "${as_user[@]}" mktemp -d "$base/idem.XXXXXX")
+	trap clear_up EXIT
 	cd "$tmp"
 	"${as_user[@]}" mkdir src
 	list_checkout |
 		tar -C "$ROOT" --null -T - --ignore-failed-read --warning=none -cf - |
 		"${as_user[@]}" tar -C src -xf -
+	trap - HUP INT TERM
 
 	# A process group of its own, so that all of it can be stopped; in the
 	# background, because bash runs no trap while it waits for the foreground.
@@ -84,12 +83,7 @@ clear_up()
 
 	set +e
 	trap '' HUP INT TERM
-	[ -z "${createcluster:-}" ] || $sudo rm -f "$createcluster"
-	[ -n "${tmp:-}" ] || return
-	if [ -n "${child:-}" ]; then
-		kill -TERM -- "-$child"
-		wait "$child"
-	fi
+	[ -z "${child:-}" ] || { kill -TERM -- "-$child" && wait "$child"; }
 	# Postmasters leave the process group. After a crash the pid may be stale:
 	# its working directory tells whether it is still the one.
 	find "$tmp" -name postmaster.pid | while read -r file; do
@@ -155,11 +149,10 @@ missing()
 
 install_packages()
 {
-	local log dir=/etc/postgresql-common/createcluster.d
+	local conf=/etc/postgresql-common/createcluster.d/idempotency-test.conf
 
 	command -v apt-get >/dev/null || return 0
 	[ "$(id -u)" -eq 0 ] || [ -n "$sudo" ] || return 0
-	log=$(mktemp)
 	$sudo apt-get -qq update || :
 	if ! [ -x "$bindir/postgres" ] && ! apt-cache show "postgresql-$major" >/dev/null 2>&1; then
 		major=$(apt-cache search --names-only '^postgresql-[0-9]+$' |
@@ -168,16 +161,15 @@ install_packages()
 		lacking=$(missing)
 	fi
 	say "installing $lacking"
-	# A new server package makes and starts a cluster, which nobody asked for.
-	$sudo mkdir -p "$dir"
-	createcluster=$dir/idempotency-test.conf
-	say "create_main_cluster = false" | $sudo tee "$createcluster" >/dev/null
-	# shellcheck disable=SC2086  # a list
-	$sudo env DEBIAN_FRONTEND=noninteractive LC_ALL=C \
-		apt-get -qq -y --no-install-recommends install $lacking </dev/null >"$log" 2>&1 ||
-		tail -n 40 "$log" >&2
-	$sudo rm -f "$createcluster"
-	rm -f "$log"
+	(
+		# A new server package makes and starts a cluster, unless told not to.
+		trap '$sudo rm -f "$conf"' EXIT
+		$sudo mkdir -p "${conf%/*}"
+		say "create_main_cluster = false" | $sudo tee "$conf" >/dev/null
+		# shellcheck disable=SC2086  # a list
+		log=$($sudo env DEBIAN_FRONTEND=noninteractive LC_ALL=C apt-get -qq -y \
+			--no-install-recommends install $lacking 2>&1 </dev/null) || say "$log" >&2
+	)
 	lacking=$(missing)
 }
 

@@ -1,0 +1,37 @@
+-- The cases' tables.  "hand" is what people write: the key, its times, the
+-- response, and a unique index.
+CREATE EXTENSION idempotency;
+
+CREATE TABLE hand (
+	key text PRIMARY KEY,
+	created_at timestamptz NOT NULL DEFAULT now(),
+	expires_at timestamptz NOT NULL,
+	response jsonb
+);
+
+-- The floor: the very row that claim + finish leave behind, inserted by SQL.
+CREATE TABLE floor (
+	expires_at timestamptz NOT NULL,
+	claimed_at timestamptz NOT NULL,
+	finished_at timestamptz NOT NULL,
+	owner regrole NOT NULL,
+	scope text COLLATE "C" NOT NULL,
+	key text COLLATE "C" NOT NULL,
+	fingerprint bytea,
+	response jsonb,
+	PRIMARY KEY (owner, scope, key)
+);
+
+-- 10 000 finished keys to repeat.
+BEGIN;
+INSERT INTO hand
+SELECT 'repeat-0000-0000-0000-0000-00000' || lpad(i::text, 4, '0'), now(), now() + '24 hours',
+	'{"id": 1234567, "status": "paid", "amount": 4200}'
+FROM generate_series(0, 9999) AS i;
+INSERT INTO idem_key
+SELECT now() + '24 hours', now(), now(), current_user::regrole, '',
+	'repeat-0000-0000-0000-0000-00000' || lpad(i::text, 4, '0'), NULL,
+	'{"id": 1234567, "status": "paid", "amount": 4200}'
+FROM generate_series(0, 9999) AS i;
+COMMIT;
+VACUUM ANALYZE;

@@ -97,8 +97,11 @@ PG_FUNCTION_INFO_V1(idem_lookup);
 PG_FUNCTION_INFO_V1(idem_forget);
 
 static void claim_decide(const ClaimRequest *request, ClaimAnswer *answer);
+static void claim_hold(const ClaimRequest *request,
+					   const IdemVersion *expired);
 static bool claim_answer_from(const ClaimRequest *request,
 							  const IdemRecord *record, ClaimAnswer *answer);
+static void claim_write(PendingClaim *pending, const IdemRecord *record);
 static PendingClaim *claim_pending(const IdemKey *key);
 static bool claim_is_live(const IdemRecord *record, TimestampTz now);
 pg_noreturn static void claim_raise_changed(const IdemKey *key);
@@ -183,9 +186,8 @@ claim_decide(const ClaimRequest *request, ClaimAnswer *answer)
 {
 	const IdemKey *key = &request->key;
 	PendingClaim *pending = claim_pending(key);
-	PendingWork work;
+	bool		locked = false;
 	IdemLook	look;
-	bool		locked;
 
 	answer->outcome = "in_progress";
 	answer->response = NULL;
@@ -199,11 +201,11 @@ claim_decide(const ClaimRequest *request, ClaimAnswer *answer)
 		return;
 	}
 
-	locked = lock_key_try(key->hash);
 	for (;;)
 	{
 		CHECK_FOR_INTERRUPTS();
 
+		locked = locked || lock_key_try(key->hash);
 		record_look(key, &look);
 		if (look.changed)
 			claim_raise_changed(key);
@@ -216,45 +218,88 @@ claim_decide(const ClaimRequest *request, ClaimAnswer *answer)
 
 		if (!locked)
 		{
-			if (!lock_key_wait(key->hash, &request->wait))
+			locked = lock_key_wait(key->hash, &request->wait);
+			if (!locked)
 				return;
-			locked = true;
 			continue;
 		}
 
+		/*
+		 * Never wait for a transaction while holding the lock of the key: it
+		 * may want to claim this very key.
+		 */
 		if (TransactionIdIsValid(look.rival))
 		{
-			if (!record_wait_for(look.rival, &request->wait))
-				break;
+			lock_key_give_back(key->hash);
+			locked = false;
+			if (!record_wait_for_xact(look.rival, &request->wait))
+				return;
 			continue;
 		}
-
 		if (look.found)
 		{
-			IdemRecordResult result;
+			IdemRecordResult pinned = record_pin(key, &look.record.version);
 
-			result = record_pin(key, &look.record.version, &request->wait);
-			if (result == IDEM_RECORD_BUSY)
-				break;
-			if (result == IDEM_RECORD_CHANGED)
+			if (pinned == IDEM_RECORD_BUSY)
+			{
+				lock_key_give_back(key->hash);
+				locked = false;
+				if (!record_wait_for_lock(key, &look.record.version,
+										  &request->wait))
+					return;
+			}
+			if (pinned != IDEM_RECORD_OK)
 				continue;
-			work.expired = look.record.version;
 		}
-		else
-			record_no_version(&work.expired);
 
-		work.claimed_at = GetCurrentTimestamp();
-		work.ttl = request->ttl;
-		work.fingerprint = request->fingerprint;
-		pending_remember(key, &work);
-
+		claim_hold(request, look.found ? &look.record.version : NULL);
 		answer->outcome = "claimed";
 		answer->attempt = 1;
 		return;
 	}
+}
 
-	/* time ran out on somebody who does not need the lock of the key */
-	lock_key_give_back(key->hash);
+/*
+ * The key is ours: its lock is held, and an expired record of it is pinned.
+ * Make that last to the end of the transaction.
+ *
+ * Normally the lock is kept and nothing is written.  A transaction that holds
+ * as many locks as it may writes the row ahead instead, for idem_finish to
+ * update, and gives the lock back: others then find the row, uncommitted, and
+ * wait for our transaction.  An expired record need not even be written, since
+ * the tuple lock on it does the same.
+ */
+static void
+claim_hold(const ClaimRequest *request, const IdemVersion *expired)
+{
+	const IdemKey *key = &request->key;
+	bool		keep_lock = pending_may_lock(key);
+	bool		duplicate;
+	PendingWork work;
+
+	work.claimed_at = GetCurrentTimestamp();
+	work.ttl = request->ttl;
+	work.fingerprint = request->fingerprint;
+	work.row_is_ours = false;
+	if (expired != NULL)
+		work.row = *expired;
+	else if (keep_lock)
+		record_no_version(&work.row);
+	else
+	{
+		IdemRecord	ahead;
+
+		ahead.finished = false;
+		ahead.claimed_at = work.claimed_at;
+		ahead.expires_at = DT_NOEND;
+		ahead.fingerprint = work.fingerprint;
+		ahead.response = NULL;
+		work.row = record_insert(key, &ahead, &duplicate);
+		work.row_is_ours = true;
+	}
+	pending_remember(key, &work, keep_lock);
+	if (!keep_lock)
+		lock_key_give_back(key->hash);
 }
 
 /* The answer that a record gives; false if it has expired and gives none. */
@@ -328,38 +373,53 @@ idem_finish(PG_FUNCTION_ARGS)
 					 errhint("Store the data elsewhere and a reference to it here, or raise \"idempotency.max_response_size\".")));
 		record.response = PG_GETARG_JSONB_P(1);
 	}
+	record.finished = true;
 	record.claimed_at = work->claimed_at;
 	record.finished_at = GetCurrentTimestamp();
 	record.expires_at = claim_expiry(record.finished_at, &work->ttl);
 	record.fingerprint = work->fingerprint;
 
-	if (record_is_version(&work->expired))
-	{
-		IdemLook	look;
-
-		/*
-		 * The expired record was pinned, so it is there still, unless this
-		 * very transaction has removed it meanwhile.
-		 */
-		record_look(&key, &look);
-		if (look.found &&
-			(!record_same_version(&look.record.version, &work->expired) ||
-			 record_replace(&key, &work->expired, &record) != IDEM_RECORD_OK))
-		{
-			pending->lost = true;
-			pending_raise_lost(pending);
-		}
-		if (!look.found)
-			record_insert(&key, &record, &pending->lost);
-	}
-	else
-		record_insert(&key, &record, &pending->lost);
-
+	claim_write(pending, &record);
 	pending_change(pending, PENDING_FINISHED);
 
 	if (PG_ARGISNULL(1))
 		PG_RETURN_NULL();
 	PG_RETURN_DATUM(PG_GETARG_DATUM(1));
+}
+
+/* Write the record of a claim, over the row under it if there is one. */
+static void
+claim_write(PendingClaim *pending, const IdemRecord *record)
+{
+	const IdemKey *key = &pending->key;
+	const PendingWork *work = &pending->top->work;
+	bool		replace = work->row_is_ours;
+
+	/*
+	 * An expired record was pinned, so it is there still, unless this very
+	 * transaction has forgotten it meanwhile.
+	 */
+	if (!replace && record_is_version(&work->row))
+	{
+		IdemLook	look;
+
+		record_look(key, &look);
+		replace = look.found;
+		if (replace &&
+			!record_same_version(&look.record.version, &work->row))
+		{
+			pending->lost = true;
+			pending_raise_lost(pending);
+		}
+	}
+
+	if (!replace)
+		(void) record_insert(key, record, &pending->lost);
+	else if (record_replace(key, &work->row, record) != IDEM_RECORD_OK)
+	{
+		pending->lost = true;
+		pending_raise_lost(pending);
+	}
 }
 
 /*
@@ -384,6 +444,8 @@ idem_release(PG_FUNCTION_ARGS)
 	pending = claim_pending(&key);
 	if (pending == NULL)
 		claim_raise_not_ours(&key);
+	if (pending->top->work.row_is_ours)
+		(void) record_delete(&key, &pending->top->work.row);
 	pending_change(pending, PENDING_RELEASED);
 
 	PG_RETURN_VOID();
@@ -503,6 +565,7 @@ idem_forget(PG_FUNCTION_ARGS)
 	const IdemWait forever = {IDEM_WAIT_FOREVER, 0};
 	IdemKey		key;
 	IdemLook	look;
+	bool		gone;
 	bool		forgotten = false;
 
 	claim_must_be_allowed("idem_forget()");
@@ -516,34 +579,35 @@ idem_forget(PG_FUNCTION_ARGS)
 						key_name(&key)),
 				 errhint("Use idem_release to give the claim up.")));
 
-	(void) lock_key_wait(key.hash, &forever);
-	for (;;)
+	do
 	{
 		CHECK_FOR_INTERRUPTS();
 
+		(void) lock_key_wait(key.hash, &forever);
 		record_look(&key, &look);
 		if (look.changed)
 			claim_raise_changed(&key);
+
+		/*
+		 * The lock is not needed any longer: a deleted row itself holds off
+		 * whoever wants to claim the key before we commit.
+		 */
+		lock_key_give_back(key.hash);
+
 		if (TransactionIdIsValid(look.rival))
 		{
-			(void) record_wait_for(look.rival, &forever);
-			continue;
+			(void) record_wait_for_xact(look.rival, &forever);
+			gone = false;
 		}
-		if (!look.found)
-			break;
-
-		if (record_delete(&key, &look.record.version) == IDEM_RECORD_OK)
+		else if (look.found)
 		{
-			forgotten = claim_is_live(&look.record, GetCurrentTimestamp());
-			break;
+			gone = record_delete(&key, &look.record.version) == IDEM_RECORD_OK;
+			forgotten = gone && claim_is_live(&look.record,
+											  GetCurrentTimestamp());
 		}
-	}
-
-	/*
-	 * Not needed any longer: the deleted row itself holds off whoever wants to
-	 * claim the key before we commit.
-	 */
-	lock_key_give_back(key.hash);
+		else
+			gone = true;
+	} while (!gone);
 
 	PG_RETURN_BOOL(forgotten);
 }
@@ -556,7 +620,7 @@ idem_forget(PG_FUNCTION_ARGS)
 static bool
 claim_is_live(const IdemRecord *record, TimestampTz now)
 {
-	return record->expires_at > now;
+	return record->finished && record->expires_at > now;
 }
 
 static void
@@ -590,7 +654,7 @@ claim_make_key(IdemKey *key, FunctionCallInfo fcinfo,
 static void
 claim_make_ttl(Interval *ttl, const Interval *given)
 {
-	TimestampTz now = GetCurrentTimestamp();
+	TimestampTz now;
 
 	if (given == NULL)
 	{
@@ -606,6 +670,7 @@ claim_make_ttl(Interval *ttl, const Interval *given)
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("ttl must be finite"),
 				 errhint("Use an interval such as '100 years' to keep a record for good.")));
+	now = GetCurrentTimestamp();
 	if (claim_expiry(now, ttl) < now + CLAIM_MIN_TTL_USEC)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),

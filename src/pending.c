@@ -39,6 +39,10 @@
  * (sub)transaction: a rollback may make the claim pending again, and then the
  * lock must never have been gone.
  *
+ * The lock table is shared and of fixed size, so one transaction holds at most
+ * max_locks_per_transaction keys by locks; beyond that a claim is held by its
+ * row, see claim_hold().  pending_nlocked counts the former.
+ *
  * All memory is in one context that is reset when the transaction ends.
  *
  *-------------------------------------------------------------------------
@@ -46,6 +50,7 @@
 #include "postgres.h"
 
 #include "access/xact.h"
+#include "storage/lock.h"
 #include "utils/memutils.h"
 
 #include "compat.h"
@@ -87,6 +92,7 @@ static pending_table_hash *pending_table = NULL;	/* NULL: no claims */
 static PendingLevel *pending_levels = NULL; /* lowest first */
 static int	pending_nlevels = 0;
 static int	pending_maxlevels = 0;
+static int	pending_nlocked = 0;	/* claims that are held by a lock */
 
 static PendingVersion *pending_version_here(PendingClaim *claim);
 static void pending_sink(PendingLevel *level);
@@ -120,9 +126,27 @@ pending_find(const IdemKey *key)
 	return entry ? entry->claim : NULL;
 }
 
-/* Remember a claim made just now.  The lock of the key must be held. */
+/*
+ * May a claim of this key be held by a lock?  If it is already, it costs
+ * nothing more.
+ */
+bool
+pending_may_lock(const IdemKey *key)
+{
+	PendingClaim *claim;
+
+	if (pending_nlocked < max_locks_per_xact)
+		return true;
+	claim = pending_find(key);
+	return claim != NULL && claim->locked;
+}
+
+/*
+ * Remember a claim made just now; "locked" tells that the lock of the key is
+ * held, and will be until the end of the (sub)transaction.
+ */
 void
-pending_remember(const IdemKey *key, const PendingWork *work)
+pending_remember(const IdemKey *key, const PendingWork *work, bool locked)
 {
 	PendingClaim *claim = pending_find(key);
 	PendingVersion *version;
@@ -140,6 +164,7 @@ pending_remember(const IdemKey *key, const PendingWork *work)
 		claim->key.scope = memcpy(strings, key->scope, key->scope_len);
 		claim->key.key = memcpy(strings + key->scope_len,
 								key->key, key->key_len);
+		claim->locked = false;
 		claim->lost = false;
 		claim->top = NULL;
 
@@ -161,6 +186,11 @@ pending_remember(const IdemKey *key, const PendingWork *work)
 
 	version->state = PENDING_CLAIMED;
 	version->work = *work;
+	if (locked && !claim->locked)
+	{
+		claim->locked = true;
+		pending_nlocked++;
+	}
 }
 
 /* The claim was finished or released at the present nesting level. */
@@ -310,6 +340,8 @@ pending_take_off(PendingLevel *level)
 		if (claim->top == NULL)
 		{
 			pending_table_delete(pending_table, &claim->key);
+			if (claim->locked)
+				pending_nlocked--;
 			pfree(claim);
 		}
 		pfree(version);
@@ -371,6 +403,7 @@ pending_reset(void)
 	pending_levels = NULL;
 	pending_nlevels = 0;
 	pending_maxlevels = 0;
+	pending_nlocked = 0;
 }
 
 static void

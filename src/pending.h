@@ -29,7 +29,8 @@ typedef struct PendingWork
 	TimestampTz claimed_at;
 	Interval	ttl;
 	IdemFingerprint fingerprint;
-	IdemVersion expired;		/* the record claimed over, if there is one */
+	IdemVersion row;			/* the row under the claim, if there is one */
+	bool		row_is_ours;	/* written ahead; else an expired record */
 } PendingWork;
 
 typedef struct PendingVersion PendingVersion;
@@ -37,6 +38,7 @@ typedef struct PendingVersion PendingVersion;
 typedef struct PendingClaim
 {
 	IdemKey		key;			/* with strings of its own */
+	bool		locked;			/* held by the lock of the key */
 	bool		lost;			/* somebody else wrote the record: 40001 */
 	PendingVersion *top;		/* the present; never NULL */
 } PendingClaim;
@@ -54,7 +56,9 @@ struct PendingVersion
 
 extern void pending_init(void);
 extern PendingClaim *pending_find(const IdemKey *key);
-extern void pending_remember(const IdemKey *key, const PendingWork *work);
+extern bool pending_may_lock(const IdemKey *key);
+extern void pending_remember(const IdemKey *key, const PendingWork *work,
+							 bool locked);
 extern void pending_change(PendingClaim *claim, PendingState state);
 pg_noreturn extern void pending_raise_lost(const PendingClaim *claim);
 

@@ -85,7 +85,7 @@ static const struct
 {
 	{"expires_at", TIMESTAMPTZOID, true},
 	{"claimed_at", TIMESTAMPTZOID, true},
-	{"finished_at", TIMESTAMPTZOID, true},
+	{"finished_at", TIMESTAMPTZOID, false},
 	{"owner", REGROLEOID, true},
 	{"scope", TEXTOID, true},
 	{"key", TEXTOID, true},
@@ -105,6 +105,11 @@ static void record_decode(Relation rel, HeapTuple tuple, IdemRecord *record);
 static HeapTuple record_encode(Relation rel, const IdemKey *key,
 							   const IdemRecord *record);
 static void record_insert_index_entries(Relation rel, TupleTableSlot *slot);
+static TM_Result record_lock_version(const IdemKey *key,
+									 const IdemVersion *version,
+									 LockWaitPolicy policy);
+static TM_Result record_delete_version(Relation rel, ItemPointer tid,
+									   bool wait);
 static IdemRecordResult record_result(TM_Result result);
 static int64 record_expire_range(Relation rel, BlockNumber start,
 								 BlockNumber nblocks, Oid owner,
@@ -201,7 +206,7 @@ record_check_shape(Relation rel)
 static void
 record_check_index(Relation rel, Oid index_oid)
 {
-	static const AttrNumber primary_key[] = {Anum_owner, Anum_scope, Anum_key};
+	static const AttrNumber primary_key[] = {Anum_key, Anum_scope, Anum_owner};
 	Relation	index = index_open(index_oid, AccessShareLock);
 	Form_pg_index form = index->rd_index;
 	bool		ok;
@@ -219,7 +224,7 @@ record_check_index(Relation rel, Oid index_oid)
 		for (int i = 0; ok && i < (int) lengthof(primary_key); i++)
 			ok = form->indkey.values[i] == primary_key[i];
 		if (!ok)
-			record_refuse_shape(rel, "Its primary key is not (owner, scope, key).");
+			record_refuse_shape(rel, "Its primary key is not (key, scope, owner).");
 	}
 	index_close(index, AccessShareLock);
 }
@@ -340,14 +345,15 @@ record_begin_scan(Relation rel, Snapshot snapshot, const IdemKey *key)
 	const bool	index_ok = true;
 	ScanKeyData scan_keys[3];
 
-	ScanKeyInit(&scan_keys[0], Anum_owner, BTEqualStrategyNumber,
-				F_OIDEQ, ObjectIdGetDatum(key->owner));
+	/* in the order of the index */
+	ScanKeyInit(&scan_keys[0], Anum_key, BTEqualStrategyNumber, F_TEXTEQ,
+				PointerGetDatum(cstring_to_text_with_len(key->key,
+														 key->key_len)));
 	ScanKeyInit(&scan_keys[1], Anum_scope, BTEqualStrategyNumber, F_TEXTEQ,
 				PointerGetDatum(cstring_to_text_with_len(key->scope,
 														 key->scope_len)));
-	ScanKeyInit(&scan_keys[2], Anum_key, BTEqualStrategyNumber, F_TEXTEQ,
-				PointerGetDatum(cstring_to_text_with_len(key->key,
-														 key->key_len)));
+	ScanKeyInit(&scan_keys[2], Anum_owner, BTEqualStrategyNumber,
+				F_OIDEQ, ObjectIdGetDatum(key->owner));
 	return systable_beginscan(rel, RelationGetPrimaryKeyIndex(rel, false),
 							  index_ok, snapshot,
 							  lengthof(scan_keys), scan_keys);
@@ -364,7 +370,9 @@ record_decode(Relation rel, HeapTuple tuple, IdemRecord *record)
 	record->version.tid = tuple->t_self;
 	record->expires_at = DatumGetTimestampTz(values[Anum_expires_at - 1]);
 	record->claimed_at = DatumGetTimestampTz(values[Anum_claimed_at - 1]);
-	record->finished_at = DatumGetTimestampTz(values[Anum_finished_at - 1]);
+	record->finished = !isnull[Anum_finished_at - 1];
+	record->finished_at = record->finished ?
+		DatumGetTimestampTz(values[Anum_finished_at - 1]) : 0;
 
 	record->fingerprint.given = !isnull[Anum_fingerprint - 1];
 	if (record->fingerprint.given)
@@ -399,6 +407,7 @@ record_encode(Relation rel, const IdemKey *key, const IdemRecord *record)
 
 	values[Anum_expires_at - 1] = TimestampTzGetDatum(record->expires_at);
 	values[Anum_claimed_at - 1] = TimestampTzGetDatum(record->claimed_at);
+	isnull[Anum_finished_at - 1] = !record->finished;
 	values[Anum_finished_at - 1] = TimestampTzGetDatum(record->finished_at);
 	values[Anum_owner - 1] = ObjectIdGetDatum(key->owner);
 	values[Anum_scope - 1] =
@@ -424,7 +433,7 @@ record_encode(Relation rel, const IdemKey *key, const IdemRecord *record)
 }
 
 /*
- * Insert the record of a key that has none.
+ * Insert the record of a key that has none; returns its version.
  *
  * Whoever calls this holds the lock of the key and has looked, so a duplicate
  * means that somebody wrote without our lock: an administrator, a logical
@@ -432,12 +441,13 @@ record_encode(Relation rel, const IdemKey *key, const IdemRecord *record)
  * cannot be saved; *duplicate is set and 40001 raised, since a retry will find
  * that row and be answered properly.
  */
-void
+IdemVersion
 record_insert(const IdemKey *key, const IdemRecord *record, bool *duplicate)
 {
 	Relation	rel = table_open(key->table, NoLock);
 	HeapTuple	tuple = record_encode(rel, key, record);
 	MemoryContext context = CurrentMemoryContext;
+	IdemVersion version;
 
 	PG_TRY();
 	{
@@ -465,6 +475,9 @@ record_insert(const IdemKey *key, const IdemRecord *record, bool *duplicate)
 
 	/* the rest of this command may look at it, and change it */
 	CommandCounterIncrement();
+
+	version.tid = tuple->t_self;
+	return version;
 }
 
 /*
@@ -501,52 +514,32 @@ record_replace(const IdemKey *key, const IdemVersion *version,
 }
 
 /*
- * Keep a version from being removed or changed by anybody else until the end
- * of the (sub)transaction, by a tuple lock, waiting for rivals as allowed.
+ * Keep a version from being removed, changed or pinned by anybody else until
+ * the end of the (sub)transaction, by a tuple lock.  Does not wait.
  */
-typedef struct RecordPin
+IdemRecordResult
+record_pin(const IdemKey *key, const IdemVersion *version)
 {
-	Relation	rel;
-	ItemPointerData tid;
-	TupleTableSlot *slot;
-	LockWaitPolicy policy;
-	TM_Result	result;
-} RecordPin;
-
-static void
-record_pin_once(void *arg)
-{
-	RecordPin  *pin = (RecordPin *) arg;
-	TM_FailureData failure;
-
-	pin->result = table_tuple_lock(pin->rel, &pin->tid, SnapshotAny, pin->slot,
-								   GetCurrentCommandId(true),
-								   LockTupleExclusive, pin->policy, 0,
-								   &failure);
-	ExecClearTuple(pin->slot);
+	return record_result(record_lock_version(key, version, LockWaitSkip));
 }
 
-IdemRecordResult
-record_pin(const IdemKey *key, const IdemVersion *version,
-		   const IdemWait *wait)
+static TM_Result
+record_lock_version(const IdemKey *key, const IdemVersion *version,
+					LockWaitPolicy policy)
 {
-	RecordPin	pin;
+	const uint8 flags = 0;
+	Relation	rel = table_open(key->table, NoLock);
+	TupleTableSlot *slot = table_slot_create(rel, NULL);
+	ItemPointerData tid = version->tid;
+	TM_FailureData failure;
+	TM_Result	result;
 
-	pin.rel = table_open(key->table, NoLock);
-	pin.tid = version->tid;
-	pin.slot = table_slot_create(pin.rel, NULL);
-	pin.policy = LockWaitSkip;
-	record_pin_once(&pin);
-	if (pin.result == TM_WouldBlock)
-	{
-		pin.policy = LockWaitBlock;
-		if (!lock_wait_for(wait, record_pin_once, &pin))
-			pin.result = TM_WouldBlock;
-	}
-	ExecDropSingleTupleTableSlot(pin.slot);
-	table_close(pin.rel, NoLock);
-
-	return record_result(pin.result);
+	result = table_tuple_lock(rel, &tid, SnapshotAny, slot,
+							  GetCurrentCommandId(true), LockTupleExclusive,
+							  policy, flags, &failure);
+	ExecDropSingleTupleTableSlot(slot);
+	table_close(rel, NoLock);
+	return result;
 }
 
 static TM_Result
@@ -634,16 +627,44 @@ record_insert_index_entries(Relation rel, TupleTableSlot *slot)
  */
 
 static void
-record_wait_for_xact(void *arg)
+record_acquire_xact(void *arg)
 {
 	XactLockTableWait(*(TransactionId *) arg, NULL, NULL, XLTW_None);
 }
 
 /* Wait for the end of a transaction.  False if time ran out. */
 bool
-record_wait_for(TransactionId rival, const IdemWait *wait)
+record_wait_for_xact(TransactionId rival, const IdemWait *wait)
 {
-	return lock_wait_for(wait, record_wait_for_xact, &rival);
+	return lock_wait_for(wait, record_acquire_xact, &rival);
+}
+
+typedef struct RecordLockWait
+{
+	const IdemKey *key;
+	const IdemVersion *version;
+} RecordLockWait;
+
+static void
+record_acquire_lock(void *arg)
+{
+	RecordLockWait *lock_wait = (RecordLockWait *) arg;
+
+	(void) record_lock_version(lock_wait->key, lock_wait->version,
+							   LockWaitBlock);
+}
+
+/*
+ * Wait until nobody has the version locked.  False if time ran out.  What has
+ * become of the version must be looked up again.
+ */
+bool
+record_wait_for_lock(const IdemKey *key, const IdemVersion *version,
+					 const IdemWait *wait)
+{
+	RecordLockWait lock_wait = {key, version};
+
+	return lock_wait_for(wait, record_acquire_lock, &lock_wait);
 }
 
 /* ----------------------------------------------------------------

@@ -28,8 +28,9 @@ typedef struct IdemVersion
 typedef struct IdemRecord
 {
 	IdemVersion version;		/* set by reading, ignored by writing */
+	bool		finished;		/* else written ahead of its finish */
 	TimestampTz claimed_at;
-	TimestampTz finished_at;
+	TimestampTz finished_at;	/* if finished */
 	TimestampTz expires_at;
 	IdemFingerprint fingerprint;
 	Jsonb	   *response;		/* NULL for none; owned by the reader */
@@ -48,7 +49,7 @@ typedef struct IdemLook
 typedef enum IdemRecordResult
 {
 	IDEM_RECORD_OK,
-	IDEM_RECORD_BUSY,			/* another transaction has it locked */
+	IDEM_RECORD_BUSY,			/* another transaction has locked it */
 	IDEM_RECORD_CHANGED			/* it is not the current version any more */
 } IdemRecordResult;
 
@@ -56,17 +57,19 @@ extern void record_open(bool for_writing);
 extern bool record_table_exists(Oid table);
 extern void record_look(const IdemKey *key, IdemLook *look);
 extern bool record_read(const IdemKey *key, IdemRecord *record);
-extern void record_insert(const IdemKey *key, const IdemRecord *record,
-						  bool *duplicate);
+extern IdemVersion record_insert(const IdemKey *key, const IdemRecord *record,
+								 bool *duplicate);
 extern IdemRecordResult record_replace(const IdemKey *key,
 									   const IdemVersion *version,
 									   const IdemRecord *record);
 extern IdemRecordResult record_pin(const IdemKey *key,
-								   const IdemVersion *version,
-								   const IdemWait *wait);
+								   const IdemVersion *version);
 extern IdemRecordResult record_delete(const IdemKey *key,
 									  const IdemVersion *version);
-extern bool record_wait_for(TransactionId rival, const IdemWait *wait);
+extern bool record_wait_for_xact(TransactionId rival, const IdemWait *wait);
+extern bool record_wait_for_lock(const IdemKey *key,
+								 const IdemVersion *version,
+								 const IdemWait *wait);
 extern int64 record_expire(int64 max_rows);
 
 static inline void

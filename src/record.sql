@@ -4,18 +4,22 @@
  * Fixed-width columns first: no padding, and they are read without walking
  * the row.  Not more than eight columns, so that a row with a NULL fits its
  * header into 24 bytes.  Text is COLLATE "C", which record.c relies on.
+ *
+ * The primary key begins with the key because that column alone decides nearly
+ * every comparison on the way down the index, and is all that its inner pages
+ * have to keep.
  */
 CREATE TABLE @extschema@.idem_key
 (
 	expires_at	pg_catalog.timestamptz NOT NULL,
 	claimed_at	pg_catalog.timestamptz NOT NULL,
-	finished_at	pg_catalog.timestamptz NOT NULL,
+	finished_at	pg_catalog.timestamptz,
 	owner		pg_catalog.regrole NOT NULL,
 	scope		pg_catalog.text COLLATE pg_catalog."C" NOT NULL,
 	key			pg_catalog.text COLLATE pg_catalog."C" NOT NULL,
 	fingerprint	pg_catalog.bytea,
 	response	pg_catalog.jsonb,
-	PRIMARY KEY (owner, scope, key)
+	PRIMARY KEY (key, scope, owner)
 ) USING heap;
 
 COMMENT ON TABLE @extschema@.idem_key IS
@@ -25,7 +29,7 @@ COMMENT ON COLUMN @extschema@.idem_key.expires_at IS
 COMMENT ON COLUMN @extschema@.idem_key.claimed_at IS
 'When the claim that finished was made, by the server''s clock.';
 COMMENT ON COLUMN @extschema@.idem_key.finished_at IS
-'When idem_finish was called, by the server''s clock.';
+'When idem_finish was called, by the server''s clock. Null only in uncommitted rows: those of a transaction that claims more keys than it may hold locks.';
 COMMENT ON COLUMN @extschema@.idem_key.owner IS
 'The role that claimed the key (current_user); keys of different owners never meet.';
 COMMENT ON COLUMN @extschema@.idem_key.scope IS

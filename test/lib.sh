@@ -41,7 +41,7 @@ sandbox()
 	if [ ${#base} -gt 40 ] || ! "${as_user[@]}" test -w "$base" -a -x "$base"; then
 		base=/tmp
 	fi
-	trap '' HUP INT TERM
+	trap '' HUP INT TERM	# for a moment: until there is something to stop
 	tmp=$(cd / && "${as_user[@]}" mktemp -d "$base/idem.XXXXXX")
 	trap clear_up EXIT
 	cd "$tmp"
@@ -49,7 +49,9 @@ sandbox()
 	list_checkout |
 		tar -C "$ROOT" --null -T - --ignore-failed-read --warning=none -cf - |
 		"${as_user[@]}" tar -C src -xf -
-	trap - HUP INT TERM
+	trap 'exit 129' HUP
+	trap 'exit 130' INT
+	trap 'exit 143' TERM
 
 	# A process group of its own, so that all of it can be stopped; in the
 	# background, because bash runs no trap while it waits for the foreground.
@@ -117,7 +119,7 @@ provide()
 	: "${bindir:=/usr/lib/postgresql/15/bin}"
 	major=
 	[[ ! $bindir =~ ^/usr/lib/postgresql/([0-9]+)/bin$ ]] || major=${BASH_REMATCH[1]}
-	[ -n "$major" ] || [ -e "$("$bindir/pg_config" --pgxs)" ] ||
+	[ -n "$major" ] || [ -e "$("$bindir/pg_config" --pgxs 2>/dev/null)" ] ||
 		die "no server with PGXS in $bindir"
 
 	sudo=
@@ -164,6 +166,7 @@ install_packages()
 	(
 		# A new server package makes and starts a cluster, unless told not to.
 		trap '$sudo rm -f "$conf"' EXIT
+		trap 'exit 1' HUP INT TERM
 		$sudo mkdir -p "${conf%/*}"
 		say "create_main_cluster = false" | $sudo tee "$conf" >/dev/null
 		# shellcheck disable=SC2086  # a list

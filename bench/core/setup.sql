@@ -13,13 +13,13 @@ CREATE TABLE hand (
 CREATE TABLE floor (
 	expires_at timestamptz NOT NULL,
 	claimed_at timestamptz NOT NULL,
-	finished_at timestamptz NOT NULL,
+	finished_at timestamptz,
 	owner regrole NOT NULL,
 	scope text COLLATE "C" NOT NULL,
 	key text COLLATE "C" NOT NULL,
 	fingerprint bytea,
 	response jsonb,
-	PRIMARY KEY (owner, scope, key)
+	PRIMARY KEY (key, scope, owner)
 );
 
 -- 10 000 finished keys to repeat.

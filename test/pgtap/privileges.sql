@@ -1,0 +1,154 @@
+-- Who may do what. The tables are for nobody but their owner, whatever
+-- ALTER DEFAULT PRIVILEGES says; the functions are for everybody.
+
+BEGIN;
+SET LOCAL statement_timeout = '60s';
+SET LOCAL client_min_messages = warning;
+CREATE EXTENSION IF NOT EXISTS pgtap;
+
+CREATE ROLE idem_ann;
+CREATE ROLE idem_bob;
+CREATE ROLE "idem Eve, ""the"" 3rd";
+CREATE ROLE idem_reader IN ROLE pg_read_all_data;
+CREATE ROLE idem_creator SUPERUSER;
+CREATE SCHEMA idem;
+GRANT ALL ON SCHEMA idem TO PUBLIC;
+
+-- A careless administrator, in every way there is.
+ALTER DEFAULT PRIVILEGES FOR ROLE idem_creator
+	GRANT ALL ON TABLES TO PUBLIC;
+ALTER DEFAULT PRIVILEGES FOR ROLE idem_creator
+	GRANT ALL ON TABLES TO idem_bob WITH GRANT OPTION;
+ALTER DEFAULT PRIVILEGES FOR ROLE idem_creator IN SCHEMA idem
+	GRANT SELECT, INSERT, UPDATE, DELETE ON TABLES TO "idem Eve, ""the"" 3rd";
+ALTER DEFAULT PRIVILEGES FOR ROLE idem_creator IN SCHEMA idem
+	GRANT SELECT ON TABLES TO idem_ann, idem_creator, pg_monitor;
+
+SET LOCAL ROLE idem_creator;
+CREATE TABLE idem.control (x int);
+CREATE EXTENSION idempotency SCHEMA idem;
+RESET ROLE;
+SET LOCAL search_path = public, idem;
+
+SELECT plan(57);
+
+SELECT isnt_empty(
+	$$SELECT 1 FROM pg_class, LATERAL aclexplode(relacl) AS a
+	   WHERE oid = 'idem.control'::regclass AND a.grantee <> relowner$$,
+	'default privileges are in force for a table of somebody else''s');
+SELECT is_empty(
+	$$SELECT relname, a.grantee, a.privilege_type
+	    FROM pg_class, LATERAL aclexplode(relacl) AS a
+	   WHERE oid IN ('idem.idem_key'::regclass, 'idem.idem_secret'::regclass)
+	     AND a.grantee <> relowner$$,
+	'but not for idem_key and idem_secret');
+SELECT results_eq(
+	$$SELECT relname::text COLLATE "default", relowner::regrole::text FROM pg_class
+	   WHERE relnamespace = 'idem'::regnamespace AND relname LIKE 'idem\_%'
+	     AND relkind IN ('r', 'v') ORDER BY 1$$,
+	$$VALUES ('idem_in_flight', 'idem_creator'), ('idem_key', 'idem_creator'),
+			 ('idem_secret', 'idem_creator')$$,
+	'they belong to whoever created the extension');
+SELECT is_empty(
+	$$SELECT attname FROM pg_attribute
+	   WHERE attrelid IN ('idem.idem_key'::regclass, 'idem.idem_secret'::regclass)
+	     AND attacl IS NOT NULL$$,
+	'no privileges on columns either');
+
+SELECT table_privs_are('idem', t.name, r.name, '{}',
+	format('no privilege on %s for %s', t.name, r.name))
+  FROM unnest(ARRAY['idem_key', 'idem_secret']::name[]) AS t(name),
+	   unnest(ARRAY['idem_ann', 'idem_bob', 'idem Eve, "the" 3rd', 'pg_monitor']::name[]) AS r(name);
+SELECT ok(has_table_privilege('idem_ann', 'idem.idem_in_flight', 'SELECT'),
+	'everybody may look at idem_in_flight');
+
+-- A plain role: the functions, and nothing but the functions.
+
+INSERT INTO idem.idem_key (expires_at, claimed_at, finished_at, owner, scope, key, response)
+VALUES ('infinity', now(), now(), 'idem_bob', '', 'k', '"of bob"');
+
+SET LOCAL ROLE idem_ann;
+
+SELECT throws_ok(command, '42501', NULL, 'refused to a plain role: ' || command)
+  FROM unnest(ARRAY[
+	'SELECT * FROM idem_key',
+	'SELECT count(*) FROM idem_key',
+	'SELECT key FROM idem_key WHERE owner = current_user::regrole',
+	'INSERT INTO idem_key (key) VALUES (NULL)',
+	'UPDATE idem_key SET response = NULL',
+	'DELETE FROM idem_key',
+	'TRUNCATE idem_key',
+	'LOCK TABLE idem_key IN ACCESS SHARE MODE',
+	'LOCK TABLE idem_key IN ACCESS EXCLUSIVE MODE',
+	'CREATE TABLE mine (key text REFERENCES idem_secret)',
+	'ALTER TABLE idem_key ADD COLUMN x int',
+	'CREATE INDEX ON idem_key (claimed_at)',
+	'CREATE TRIGGER t BEFORE INSERT ON idem_key EXECUTE FUNCTION suppress_redundant_updates_trigger()',
+	'ALTER TABLE idem_key ENABLE ROW LEVEL SECURITY',
+	'DROP TABLE idem_key',
+	'SELECT * FROM idem_secret',
+	'UPDATE idem_secret SET secret = gen_random_uuid()',
+	'DELETE FROM idem_secret',
+	'TRUNCATE idem_secret',
+	'DROP EXTENSION idempotency',
+	'CREATE OR REPLACE FUNCTION idem.idem_expire(max_rows int) RETURNS bigint LANGUAGE sql AS ''SELECT 1''',
+	'SET idempotency.max_response_size = ''100MB''']) AS command;
+
+SELECT results_eq(
+	$$SELECT outcome, response FROM idem_claim('k')$$,
+	$$VALUES ('claimed', NULL::jsonb)$$,
+	'a plain role may claim');
+SELECT results_eq(
+	$$SELECT owner::text, state, key FROM idem_in_flight$$,
+	$$VALUES ('idem_ann', 'in_progress', 'k')$$,
+	'see its claim');
+SELECT is(idem_finish('k', '"of ann"'), '"of ann"', 'finish');
+SELECT results_eq(
+	$$SELECT outcome, response FROM idem_claim('k')$$,
+	$$VALUES ('replayed', '"of ann"'::jsonb)$$,
+	'get the response replayed');
+SELECT results_eq(
+	$$SELECT state, response FROM idem_lookup('k')$$,
+	$$VALUES ('finished', '"of ann"'::jsonb)$$,
+	'look up');
+SELECT lives_ok($$SELECT * FROM idem_claim('l')$$, 'claim another key');
+SELECT lives_ok($$SELECT idem_release('l')$$, 'and release it');
+SELECT lives_ok($$SELECT * FROM idem_own_claims()$$, 'ask for its claims');
+SELECT ok(idem_forget('k'), 'forget');
+SELECT is(idem_expire(), 0::bigint, 'expire');
+SELECT lives_ok($$SET LOCAL idempotency.default_ttl = '1 min'$$,
+	'choose its default ttl');
+SELECT lives_ok($$SELECT idem_finish('k') FROM idem_claim('k')$$,
+	'claim and finish again');
+SELECT is(expires_at - finished_at, '1 min', 'and have it kept for so long')
+  FROM idem_lookup('k');
+
+SET LOCAL ROLE idem_bob;
+SELECT results_eq(
+	$$SELECT outcome, response FROM idem_claim('k')$$,
+	$$VALUES ('replayed', '"of bob"'::jsonb)$$,
+	'another role has its own key of that name');
+
+-- Who may read all data may read this, too; that is what it is for.
+
+SET LOCAL ROLE idem_reader;
+SELECT lives_ok($$SELECT * FROM idem_key$$, 'pg_read_all_data reads idem_key');
+SELECT throws_ok($$DELETE FROM idem_key$$, '42501', NULL, 'but may not write it');
+
+-- Without EXECUTE there is no way at all.
+
+RESET ROLE;
+REVOKE EXECUTE ON ALL FUNCTIONS IN SCHEMA idem FROM PUBLIC;
+SET LOCAL ROLE idem_ann;
+SELECT throws_ok(command, '42501', NULL, 'revoked: ' || command)
+  FROM unnest(ARRAY[
+	'SELECT * FROM idem_claim(''x'')',
+	'SELECT idem_finish(''x'')',
+	'SELECT idem_release(''x'')',
+	'SELECT * FROM idem_lookup(''x'')',
+	'SELECT idem_forget(''x'')',
+	'SELECT idem_expire()']) AS command;
+
+RESET ROLE;
+SELECT * FROM finish();
+ROLLBACK;

@@ -5,7 +5,7 @@
 #   make demo                                the extension at work, in a cluster of its own
 #
 # "test" and "demo" install what they miss (root or sudo), run as an
-# unprivileged user on a free port, and clean up behind themselves.
+# unprivileged user on a socket of their own, and clean up behind themselves.
 
 EXTENSION   = idempotency
 EXTVERSION  = $(shell sed -n "s/^default_version *= *'\(.*\)'/\1/p" idempotency.control)

@@ -180,13 +180,21 @@ record_check_shape(Relation rel)
 	if (rel->rd_rel->relkind != RELKIND_RELATION ||
 		rel->rd_tableam != GetHeapamTableAmRoutine())
 		record_refuse_shape(rel, "It is not an ordinary heap table.");
-	if (desc->natts != Natts_idem_key)
-		record_refuse_shape(rel, "It has another number of columns.");
-	for (int i = 0; i < Natts_idem_key; i++)
+	for (int i = 0; i < Max(desc->natts, Natts_idem_key); i++)
 	{
-		Form_pg_attribute att = TupleDescAttr(desc, i);
+		Form_pg_attribute att;
 
-		if (att->attisdropped ||
+		/* a column that was added must have been dropped again */
+		if (i >= Natts_idem_key)
+		{
+			if (!TupleDescAttr(desc, i)->attisdropped)
+				record_refuse_shape(rel, psprintf("Column \"%s\" was added.",
+												  NameStr(TupleDescAttr(desc, i)->attname)));
+			continue;
+		}
+
+		att = i < desc->natts ? TupleDescAttr(desc, i) : NULL;
+		if (att == NULL || att->attisdropped ||
 			att->atttypid != record_columns[i].type ||
 			att->attnotnull != record_columns[i].not_null ||
 			strcmp(NameStr(att->attname), record_columns[i].name) != 0)
@@ -362,8 +370,9 @@ record_begin_scan(Relation rel, Snapshot snapshot, const IdemKey *key)
 static void
 record_decode(Relation rel, HeapTuple tuple, IdemRecord *record)
 {
-	Datum		values[Natts_idem_key];
-	bool		isnull[Natts_idem_key];
+	int			natts = RelationGetDescr(rel)->natts;	/* dropped ones, too */
+	Datum	   *values = palloc(natts * sizeof(Datum));
+	bool	   *isnull = palloc(natts * sizeof(bool));
 
 	heap_deform_tuple(tuple, RelationGetDescr(rel), values, isnull);
 
@@ -402,9 +411,11 @@ record_decode(Relation rel, HeapTuple tuple, IdemRecord *record)
 static HeapTuple
 record_encode(Relation rel, const IdemKey *key, const IdemRecord *record)
 {
-	Datum		values[Natts_idem_key];
-	bool		isnull[Natts_idem_key] = {false};
+	int			natts = RelationGetDescr(rel)->natts;	/* dropped ones, too */
+	Datum	   *values = palloc0(natts * sizeof(Datum));
+	bool	   *isnull = palloc0(natts * sizeof(bool));
 
+	memset(isnull + Natts_idem_key, true, natts - Natts_idem_key);
 	values[Anum_expires_at - 1] = TimestampTzGetDatum(record->expires_at);
 	values[Anum_claimed_at - 1] = TimestampTzGetDatum(record->claimed_at);
 	isnull[Anum_finished_at - 1] = !record->finished;

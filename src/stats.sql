@@ -16,9 +16,13 @@ COMMENT ON FUNCTION @extschema@.idem_own_claims() IS
 /*
  * Another transaction's claim is nothing but a lock (18756 is class 0x4944),
  * and the name of the key is hidden in its hash.  The lock of a prepared
- * transaction has no process, but a name to look for.
+ * transaction has no process, but is held under the same virtual transaction
+ * as the lock on the transaction ID that pg_prepared_xacts names.
  */
 CREATE VIEW @extschema@.idem_in_flight WITH (security_barrier) AS
+WITH locks AS MATERIALIZED (
+	SELECT * FROM pg_catalog.pg_locks AS l WHERE l.granted
+)
 SELECT pg_catalog.pg_backend_pid() AS pid,
 	   NULL::pg_catalog.text AS prepared,
 	   c.owner,
@@ -35,17 +39,20 @@ SELECT l.pid,
 	   COALESCE(p.prepared, a.xact_start),
 	   NULL,
 	   NULL
-  FROM pg_catalog.pg_locks AS l
+  FROM locks AS l
 	   LEFT JOIN pg_catalog.pg_stat_activity AS a
 			  ON a.pid OPERATOR(pg_catalog.=) l.pid
-	   LEFT JOIN pg_catalog.pg_prepared_xacts AS p
+	   LEFT JOIN locks AS x
 			  ON l.pid IS NULL
-			 AND l.virtualtransaction OPERATOR(pg_catalog.=) ('-1/' OPERATOR(pg_catalog.||) p.transaction::pg_catalog.text)
+			 AND x.pid IS NULL
+			 AND x.locktype OPERATOR(pg_catalog.=) 'transactionid'
+			 AND x.virtualtransaction OPERATOR(pg_catalog.=) l.virtualtransaction
+	   LEFT JOIN pg_catalog.pg_prepared_xacts AS p
+			  ON p.transaction OPERATOR(pg_catalog.=) x.transactionid
 	   JOIN pg_catalog.pg_roles AS r
 		 ON r.rolname OPERATOR(pg_catalog.=) COALESCE(p.owner, a.usename)
  WHERE l.locktype OPERATOR(pg_catalog.=) 'advisory'
    AND l.objsubid OPERATOR(pg_catalog.=) 18756
-   AND l.granted
    AND l.database OPERATOR(pg_catalog.=) (SELECT d.oid FROM pg_catalog.pg_database AS d
 										   WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database())
    AND l.pid IS DISTINCT FROM pg_catalog.pg_backend_pid()

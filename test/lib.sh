@@ -19,7 +19,7 @@ set -euo pipefail
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
 say() { printf '%s\n' "$*"; }
-die() { say "${0##*/}: $*" >&2; exit 1; }
+die() { say "$0: $*" >&2; exit 1; }
 
 sandbox()
 {
@@ -126,7 +126,7 @@ provide()
 	[ "$(id -u)" -eq 0 ] || ! command -v sudo >/dev/null || sudo=sudo
 	lacking=$(missing)
 	[ -z "$lacking" ] || install_packages
-	[ -z "$lacking" ] || die "missing:" "$lacking"
+	[ -z "$lacking" ] || die "missing packages: $lacking"
 	PG_CONFIG=$bindir/pg_config
 }
 

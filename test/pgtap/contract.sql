@@ -148,15 +148,15 @@ SELECT results_eq(
 	     AND attnum > 0 ORDER BY attnum$$,
 	$$VALUES ('expires_at', 'timestamp with time zone', true),
 			 ('claimed_at', 'timestamp with time zone', true),
-			 ('finished_at', 'timestamp with time zone', true),
+			 ('finished_at', 'timestamp with time zone', false),
 			 ('owner', 'regrole', true),
 			 ('scope', 'text', true),
 			 ('key', 'text', true),
 			 ('fingerprint', 'bytea', false),
 			 ('response', 'jsonb', false)$$,
 	'columns of idem_key');
-SELECT col_is_pk('idem', 'idem_key', ARRAY['owner', 'scope', 'key'],
-	'the primary key is (owner, scope, key)');
+SELECT col_is_pk('idem', 'idem_key', ARRAY['key', 'scope', 'owner'],
+	'the primary key is (key, scope, owner)');
 SELECT is_empty(
 	$$SELECT attname FROM pg_attribute WHERE attrelid = 'idem.idem_key'::regclass
 	     AND atttypid = 'text'::regtype

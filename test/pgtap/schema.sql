@@ -1,0 +1,78 @@
+-- The extension lives in whatever schema it was created in, and need not be
+-- in anybody's search_path.
+
+BEGIN;
+SET LOCAL statement_timeout = '60s';
+SET LOCAL client_min_messages = warning;
+CREATE EXTENSION IF NOT EXISTS pgtap;
+
+CREATE ROLE idem_ann;
+SELECT plan(19);
+
+CREATE SCHEMA "My Ext.%s (ä)";
+GRANT USAGE ON SCHEMA "My Ext.%s (ä)" TO idem_ann;
+ALTER DEFAULT PRIVILEGES IN SCHEMA "My Ext.%s (ä)" GRANT ALL ON TABLES TO idem_ann;
+SELECT lives_ok($$CREATE EXTENSION idempotency SCHEMA "My Ext.%s (ä)"$$,
+	'a schema whose name needs quotes');
+SELECT results_eq(
+	$$SELECT extnamespace::regnamespace::text FROM pg_extension WHERE extname = 'idempotency'$$,
+	$$VALUES ('"My Ext.%s (ä)"')$$, 'holds the extension');
+SELECT is_empty(
+	$$SELECT * FROM pg_class, LATERAL aclexplode(relacl) AS a
+	   WHERE relnamespace = '"My Ext.%s (ä)"'::regnamespace
+	     AND relkind = 'r' AND a.grantee <> relowner$$,
+	'with its tables to itself');
+
+SET LOCAL search_path = public;
+SET LOCAL SESSION AUTHORIZATION idem_ann;
+SELECT throws_ok($$SELECT * FROM idem_claim('k')$$, '42883', NULL,
+	'out of search_path, not found by the bare name');
+SELECT results_eq(
+	$$SELECT outcome FROM "My Ext.%s (ä)".idem_claim('k', request => '1')$$,
+	$$VALUES ('claimed')$$, 'but by the full one');
+SELECT results_eq(
+	$$SELECT key, state FROM "My Ext.%s (ä)".idem_in_flight$$,
+	$$VALUES ('k', 'in_progress')$$, 'the view works');
+SELECT is("My Ext.%s (ä)".idem_finish('k', '1'), '1', 'finish');
+SELECT results_eq(
+	$$SELECT outcome, response FROM "My Ext.%s (ä)".idem_claim('k')$$,
+	$$VALUES ('replayed', '1'::jsonb)$$, 'replay');
+SELECT results_eq(
+	$$SELECT state FROM "My Ext.%s (ä)".idem_lookup('k')$$,
+	$$VALUES ('finished')$$, 'lookup');
+SELECT ok("My Ext.%s (ä)".idem_forget('k'), 'forget');
+SELECT is("My Ext.%s (ä)".idem_expire(), 0::bigint, 'expire');
+SELECT lives_ok(
+	$$SELECT "My Ext.%s (ä)".idem_release('k') FROM "My Ext.%s (ä)".idem_claim('k')$$,
+	'release');
+RESET SESSION AUTHORIZATION;
+
+-- Schemas may be renamed, extensions may not move.
+
+SET LOCAL search_path = public;
+SELECT lives_ok($$ALTER SCHEMA "My Ext.%s (ä)" RENAME TO plain$$,
+	'the schema is renamed');
+GRANT USAGE ON SCHEMA plain TO PUBLIC;
+SET LOCAL SESSION AUTHORIZATION idem_ann;
+SELECT results_eq(
+	$$SELECT outcome, plain.idem_finish('l') FROM plain.idem_claim('l')$$,
+	$$VALUES ('claimed', NULL::jsonb)$$, 'and the extension works there');
+SELECT isnt_empty($$SELECT * FROM plain.idem_in_flight$$, 'and its view');
+RESET SESSION AUTHORIZATION;
+SELECT throws_ok($$ALTER EXTENSION idempotency SET SCHEMA public$$, '0A000', NULL,
+	'the extension does not move');
+
+-- Dropped with a claim pending, and created elsewhere, in one session.
+
+SELECT results_eq($$SELECT outcome FROM plain.idem_claim('pending')$$,
+	$$VALUES ('claimed')$$, 'a claim');
+DROP EXTENSION idempotency;
+CREATE EXTENSION idempotency SCHEMA public;
+SELECT throws_ok($$SELECT idem_finish('pending')$$, 'ID001', NULL,
+	'goes with the extension');
+SELECT results_eq(
+	$$SELECT outcome, idem_finish('pending') FROM idem_claim('pending')$$,
+	$$VALUES ('claimed', NULL::jsonb)$$, 'and can be made in its successor');
+
+SELECT * FROM finish();
+ROLLBACK;

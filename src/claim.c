@@ -49,14 +49,14 @@
 #include "access/detoast.h"
 #include "access/htup_details.h"
 #include "access/xact.h"
-#include "catalog/pg_type.h"
 #include "fmgr.h"
 #include "funcapi.h"
 #include "miscadmin.h"
 #include "utils/builtins.h"
 #include "utils/jsonb.h"
-#include "utils/memutils.h"
+#include "utils/lsyscache.h"
 #include "utils/timestamp.h"
+#include "utils/typcache.h"
 
 #include "claim.h"
 #include "compat.h"
@@ -82,7 +82,9 @@ typedef struct ClaimRequest
 	IdemWait	wait;
 } ClaimRequest;
 
-/* What idem_claim answers. */
+/* What idem_claim answers, in SQL a row of type idem_claim_answer. */
+#define CLAIM_ANSWER_COLUMNS	5
+
 typedef struct ClaimAnswer
 {
 	const char *outcome;
@@ -112,7 +114,8 @@ static void claim_make_key(IdemKey *key, FunctionCallInfo fcinfo,
 static void claim_make_ttl(Interval *ttl, const Interval *given);
 static void claim_make_wait(IdemWait *wait, const Interval *given);
 static TimestampTz claim_expiry(TimestampTz from, const Interval *ttl);
-static TupleDesc claim_answer_desc(void);
+static Datum claim_answer_row(FunctionCallInfo fcinfo,
+							  Datum *values, bool *isnull);
 
 /* ----------------------------------------------------------------
  *						idem_claim
@@ -151,8 +154,8 @@ idem_claim(PG_FUNCTION_ARGS)
 {
 	ClaimRequest request;
 	ClaimAnswer answer;
-	Datum		values[5];
-	bool		isnull[5] = {false, true, true, true, true};
+	Datum		values[CLAIM_ANSWER_COLUMNS];
+	bool		isnull[CLAIM_ANSWER_COLUMNS] = {false, true, true, true, true};
 
 	claim_must_be_allowed("idem_claim()");
 	record_open(true);
@@ -177,8 +180,7 @@ idem_claim(PG_FUNCTION_ARGS)
 		values[3] = Int32GetDatum(answer.attempt);
 		isnull[3] = false;
 	}
-	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(claim_answer_desc(),
-													  values, isnull)));
+	PG_RETURN_DATUM(claim_answer_row(fcinfo, values, isnull));
 }
 
 static void
@@ -719,27 +721,22 @@ claim_expiry(TimestampTz from, const Interval *ttl)
 												   IntervalPGetDatum(ttl)));
 }
 
-/*
- * The row type of idem_claim's answer, made once per backend: looking it up
- * in the catalogs for each call would cost as much as the rest of a replay.
- */
-static TupleDesc
-claim_answer_desc(void)
+/* A row of type idem_claim_answer. */
+static Datum
+claim_answer_row(FunctionCallInfo fcinfo, Datum *values, bool *isnull)
 {
-	static TupleDesc desc = NULL;
+	const int32 no_typmod = -1;
+	Oid			type = get_fn_expr_rettype(fcinfo->flinfo);
+	TupleDesc	desc;
+	HeapTuple	tuple;
 
-	if (desc == NULL)
-	{
-		MemoryContext saved = MemoryContextSwitchTo(TopMemoryContext);
-		TupleDesc	made = CreateTemplateTupleDesc(5);
-
-		TupleDescInitEntry(made, 1, "outcome", TEXTOID, -1, 0);
-		TupleDescInitEntry(made, 2, "response", JSONBOID, -1, 0);
-		TupleDescInitEntry(made, 3, "token", INT8OID, -1, 0);
-		TupleDescInitEntry(made, 4, "attempt", INT4OID, -1, 0);
-		TupleDescInitEntry(made, 5, "retry_after", INTERVALOID, -1, 0);
-		desc = BlessTupleDesc(made);
-		MemoryContextSwitchTo(saved);
-	}
-	return desc;
+	if (!OidIsValid(type))
+		type = get_func_rettype(fcinfo->flinfo->fn_oid);
+	desc = lookup_rowtype_tupdesc(type, no_typmod);
+	if (desc->natts != CLAIM_ANSWER_COLUMNS)
+		elog(ERROR, "idem_claim() must return %d columns, not %d",
+			 CLAIM_ANSWER_COLUMNS, desc->natts);
+	tuple = heap_form_tuple(desc, values, isnull);
+	ReleaseTupleDesc(desc);
+	return HeapTupleGetDatum(tuple);
 }

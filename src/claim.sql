@@ -1,16 +1,39 @@
 /* claim.c: claim, finish, release, lookup, forget ------------------------ */
 
+/*
+ * A type of its own and not OUT parameters: the executor looks up the columns
+ * of a function's result anew in each execution, and it does so several times
+ * faster for a named type.
+ */
+CREATE TYPE @extschema@.idem_claim_answer AS
+(
+	outcome		pg_catalog.text,
+	response	pg_catalog.jsonb,
+	token		pg_catalog.int8,
+	attempt		pg_catalog.int4,
+	retry_after	pg_catalog.interval
+);
+
+COMMENT ON TYPE @extschema@.idem_claim_answer IS
+'What idem_claim answers.';
+COMMENT ON COLUMN @extschema@.idem_claim_answer.outcome IS
+'claimed, replayed, in_progress or mismatch.';
+COMMENT ON COLUMN @extschema@.idem_claim_answer.response IS
+'The response to replay.';
+COMMENT ON COLUMN @extschema@.idem_claim_answer.token IS
+'Fencing token of a lease; null for a transactional claim.';
+COMMENT ON COLUMN @extschema@.idem_claim_answer.attempt IS
+'Which claim of the key this is, from 1.';
+COMMENT ON COLUMN @extschema@.idem_claim_answer.retry_after IS
+'When to come again, if it is known; null for transactional claims.';
+
 CREATE FUNCTION @extschema@.idem_claim(
 	key pg_catalog.text,
 	ttl pg_catalog.interval DEFAULT NULL,
 	request pg_catalog.jsonb DEFAULT NULL,
 	scope pg_catalog.text DEFAULT '',
-	wait pg_catalog.interval DEFAULT NULL,
-	OUT outcome pg_catalog.text,
-	OUT response pg_catalog.jsonb,
-	OUT token pg_catalog.int8,
-	OUT attempt pg_catalog.int4,
-	OUT retry_after pg_catalog.interval)
+	wait pg_catalog.interval DEFAULT NULL)
+RETURNS @extschema@.idem_claim_answer
 AS 'MODULE_PATHNAME', 'idem_claim'
 LANGUAGE C VOLATILE PARALLEL UNSAFE;
 

@@ -16,6 +16,7 @@
 #include "postgres.h"
 
 #include "access/tableam.h"
+#include "storage/proc.h"
 #include "utils/relcache.h"
 #include "utils/timestamp.h"
 
@@ -40,6 +41,18 @@ typedef bool TU_UpdateIndexes;
 /* 17: intervals may be infinite */
 #ifndef INTERVAL_NOT_FINITE
 #define INTERVAL_NOT_FINITE(i) ((void) (i), false)
+#endif
+
+/* 17: where a process keeps the number of its transaction */
+#if PG_VERSION_NUM < 170000
+#define MyLocalTransactionId (MyProc->lxid)
+#else
+#define MyLocalTransactionId (MyProc->vxid.lxid)
+#endif
+
+/* 17: an index may want to clean up after insertions */
+#if PG_VERSION_NUM < 170000
+#define index_insert_cleanup(index, info) ((void) 0)
 #endif
 
 /* 18: functions that do not return say so in front */

@@ -44,7 +44,6 @@
 #include "access/tableam.h"
 #include "access/xact.h"
 #include "catalog/index.h"
-#include "catalog/indexing.h"
 #include "catalog/pg_type.h"
 #include "executor/tuptable.h"
 #include "miscadmin.h"
@@ -93,6 +92,14 @@ static const struct
 	{"response", JSONBOID, false}
 };
 
+/* A record in the form that the table and its indexes take. */
+typedef struct RecordRow
+{
+	Datum	   *values;
+	bool	   *isnull;
+	HeapTuple	tuple;
+} RecordRow;
+
 /* Where record_expire() goes on: see there. */
 static BlockNumber record_hand = InvalidBlockNumber;
 
@@ -102,9 +109,10 @@ pg_noreturn static void record_refuse_shape(Relation rel, const char *detail);
 static SysScanDesc record_begin_scan(Relation rel, Snapshot snapshot,
 									 const IdemKey *key);
 static void record_decode(Relation rel, HeapTuple tuple, IdemRecord *record);
-static HeapTuple record_encode(Relation rel, const IdemKey *key,
-							   const IdemRecord *record);
-static void record_insert_index_entries(Relation rel, TupleTableSlot *slot);
+static void record_encode(Relation rel, const IdemKey *key,
+						  const IdemRecord *record, RecordRow *row);
+static void record_insert_index_entries(Relation rel, const RecordRow *row,
+										ItemPointer tid, bool is_update);
 static TM_Result record_lock_version(const IdemKey *key,
 									 const IdemVersion *version,
 									 LockWaitPolicy policy);
@@ -132,8 +140,16 @@ void
 record_open(bool for_writing)
 {
 	static uint64 checked = 0;	/* serial of the realm whose table was checked */
+	static LocalTransactionId locked_by = InvalidLocalTransactionId;
 	ResourceOwner saved = CurrentResourceOwner;
 	Relation	rel;
+
+	/*
+	 * If this transaction has locked the table for writing outside of any
+	 * savepoint, it still has, and nothing can have changed.
+	 */
+	if (locked_by == MyLocalTransactionId && checked == realm_get()->serial)
+		return;
 
 	CurrentResourceOwner = CurTransactionResourceOwner;
 	for (;;)
@@ -156,6 +172,9 @@ record_open(bool for_writing)
 	}
 	table_close(rel, NoLock);
 	CurrentResourceOwner = saved;
+
+	if (for_writing && GetCurrentTransactionNestLevel() == 1)
+		locked_by = MyLocalTransactionId;
 }
 
 /* False once the table was dropped, by this transaction or before it. */
@@ -408,8 +427,9 @@ record_decode(Relation rel, HeapTuple tuple, IdemRecord *record)
  * ----------------------------------------------------------------
  */
 
-static HeapTuple
-record_encode(Relation rel, const IdemKey *key, const IdemRecord *record)
+static void
+record_encode(Relation rel, const IdemKey *key, const IdemRecord *record,
+			  RecordRow *row)
 {
 	int			natts = RelationGetDescr(rel)->natts;	/* dropped ones, too */
 	Datum	   *values = palloc0(natts * sizeof(Datum));
@@ -440,7 +460,9 @@ record_encode(Relation rel, const IdemKey *key, const IdemRecord *record)
 	isnull[Anum_response - 1] = record->response == NULL;
 	values[Anum_response - 1] = PointerGetDatum(record->response);
 
-	return heap_form_tuple(RelationGetDescr(rel), values, isnull);
+	row->values = values;
+	row->isnull = isnull;
+	row->tuple = heap_form_tuple(RelationGetDescr(rel), values, isnull);
 }
 
 /*
@@ -456,13 +478,16 @@ IdemVersion
 record_insert(const IdemKey *key, const IdemRecord *record, bool *duplicate)
 {
 	Relation	rel = table_open(key->table, NoLock);
-	HeapTuple	tuple = record_encode(rel, key, record);
+	const bool	is_update = false;
 	MemoryContext context = CurrentMemoryContext;
+	RecordRow	row;
 	IdemVersion version;
 
+	record_encode(rel, key, record, &row);
 	PG_TRY();
 	{
-		CatalogTupleInsert(rel, tuple);
+		simple_heap_insert(rel, row.tuple);
+		record_insert_index_entries(rel, &row, &row.tuple->t_self, is_update);
 	}
 	PG_CATCH();
 	{
@@ -487,7 +512,7 @@ record_insert(const IdemKey *key, const IdemRecord *record, bool *duplicate)
 	/* the rest of this command may look at it, and change it */
 	CommandCounterIncrement();
 
-	version.tid = tuple->t_self;
+	version.tid = row.tuple->t_self;
 	return version;
 }
 
@@ -500,8 +525,9 @@ record_replace(const IdemKey *key, const IdemVersion *version,
 {
 	const bool	wait = true;
 	const bool	should_free = false;
+	const bool	is_update = true;
 	Relation	rel = table_open(key->table, NoLock);
-	HeapTuple	tuple = record_encode(rel, key, record);
+	RecordRow	row;
 	TupleTableSlot *slot = MakeSingleTupleTableSlot(RelationGetDescr(rel),
 													&TTSOpsHeapTuple);
 	ItemPointerData tid = version->tid;
@@ -510,12 +536,13 @@ record_replace(const IdemKey *key, const IdemVersion *version,
 	TM_FailureData failure;
 	TM_Result	result;
 
-	ExecStoreHeapTuple(tuple, slot, should_free);
+	record_encode(rel, key, record, &row);
+	ExecStoreHeapTuple(row.tuple, slot, should_free);
 	result = table_tuple_update(rel, &tid, slot, GetCurrentCommandId(true),
 								InvalidSnapshot, InvalidSnapshot, wait,
 								&failure, &lock_mode, &update_indexes);
 	if (result == TM_Ok && update_indexes != TU_None)
-		record_insert_index_entries(rel, slot);
+		record_insert_index_entries(rel, &row, &slot->tts_tid, is_update);
 	ExecDropSingleTupleTableSlot(slot);
 	table_close(rel, NoLock);
 	if (result == TM_Ok)
@@ -602,30 +629,38 @@ record_result(TM_Result result)
 }
 
 /*
- * The index entries of an updated row whose new version is not heap-only.
- * record_check_index() has made sure that there is nothing to evaluate.
+ * The index entries of a new row, or of an updated one whose new version is not
+ * heap-only.  record_check_index() has made sure that all indexes are on plain
+ * columns and cover every row.
  */
 static void
-record_insert_index_entries(Relation rel, TupleTableSlot *slot)
+record_insert_index_entries(Relation rel, const RecordRow *row,
+							ItemPointer tid, bool is_update)
 {
 	List	   *indexes = RelationGetIndexList(rel);
 	ListCell   *lc;
 
 	foreach(lc, indexes)
 	{
-		const bool	index_unchanged = true;
 		Relation	index = index_open(lfirst_oid(lc), RowExclusiveLock);
 		IndexInfo  *info = BuildIndexInfo(index);
 		Datum		values[INDEX_MAX_KEYS];
 		bool		isnull[INDEX_MAX_KEYS];
 
+		for (int i = 0; i < info->ii_NumIndexAttrs; i++)
+		{
+			AttrNumber	attnum = info->ii_IndexAttrNumbers[i];
+
+			values[i] = row->values[attnum - 1];
+			isnull[i] = row->isnull[attnum - 1];
+		}
 		if (info->ii_ReadyForInserts)
 		{
-			FormIndexDatum(info, slot, NULL, values, isnull);
-			index_insert(index, values, isnull, &slot->tts_tid, rel,
+			index_insert(index, values, isnull, tid, rel,
 						 index->rd_index->indisunique ?
 						 UNIQUE_CHECK_YES : UNIQUE_CHECK_NO,
-						 index_unchanged, info);
+						 is_update, info);
+			index_insert_cleanup(index, info);
 		}
 		index_close(index, RowExclusiveLock);
 	}

@@ -10,7 +10,7 @@ CREATE SCHEMA idem;
 CREATE EXTENSION idempotency SCHEMA idem;
 SET LOCAL search_path = public, idem;
 
-SELECT plan(98);
+SELECT plan(99);
 
 SELECT is(idem_finish('k', '"kept"'), '"kept"', 'a record')
   FROM idem_claim('k', request => '1');
@@ -161,7 +161,8 @@ INSERT INTO harmless VALUES
 	(113, 'REINDEX TABLE idem_key'),
 	(114, 'ALTER TABLE idem_key REPLICA IDENTITY FULL'),
 	(115, 'ALTER TABLE idem_key DROP CONSTRAINT idem_key_pkey; ALTER TABLE idem_key ADD PRIMARY KEY (key, scope, owner) INCLUDE (finished_at)'),
-	(116, 'ANALYZE idem_key');
+	(116, 'ALTER TABLE idem_key ADD COLUMN extra text; ALTER TABLE idem_key DROP COLUMN extra'),
+	(117, 'ANALYZE idem_key');
 CREATE FUNCTION pg_temp.harmless(n int, change text) RETURNS SETOF text LANGUAGE plpgsql AS
 $$
 BEGIN

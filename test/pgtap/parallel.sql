@@ -1,0 +1,91 @@
+-- Parallel query: idem_lookup goes on in the leader, where the transaction's
+-- claims are known; whoever declares a claim parallel safe is refused.
+
+BEGIN;
+SET LOCAL statement_timeout = '60s';
+SET LOCAL client_min_messages = warning;
+CREATE EXTENSION IF NOT EXISTS pgtap;
+CREATE SCHEMA idem;
+CREATE EXTENSION idempotency SCHEMA idem;
+SET LOCAL search_path = public, idem;
+
+SELECT plan(20);
+
+CREATE TABLE request AS
+SELECT 'k' || i AS key, repeat('x', 100) AS padding FROM generate_series(1, 10000) AS i;
+ANALYZE request;
+SELECT is(count(idem_finish(key, to_jsonb(key))), 50::bigint, 'records')
+  FROM (SELECT key FROM request LIMIT 50) AS r, LATERAL idem_claim(key);
+
+CREATE FUNCTION pg_temp.plan_of(query text) RETURNS SETOF text LANGUAGE plpgsql AS
+$$BEGIN RETURN QUERY EXECUTE 'EXPLAIN (COSTS off) ' || query; END$$;
+
+SET LOCAL parallel_setup_cost = 0;
+SET LOCAL parallel_tuple_cost = 0;
+SET LOCAL min_parallel_table_scan_size = 0;
+SET LOCAL max_parallel_workers_per_gather = 2;
+SELECT matches((SELECT string_agg(p, E'\n') FROM pg_temp.plan_of(
+		'SELECT count(*) FROM request WHERE padding <> ''''') AS p),
+	'Gather', 'the table is worth a parallel plan');
+
+PREPARE looked_up AS
+SELECT count(l.response), count(*) FILTER (WHERE l.state = 'in_progress')
+  FROM request AS r LEFT JOIN LATERAL idem_lookup(r.key) AS l ON true
+ WHERE r.padding <> '';
+SELECT results_eq('looked_up', $$VALUES (50::bigint, 0::bigint)$$,
+	'idem_lookup in a parallel plan');
+SELECT results_eq($$SELECT outcome FROM idem_claim('k77')$$,
+	$$VALUES ('claimed')$$, 'a claim of this transaction');
+SELECT results_eq('looked_up', $$VALUES (50::bigint, 1::bigint)$$,
+	'is seen there, too');
+SELECT is(count((SELECT state FROM idem_lookup(key))), 51::bigint,
+	'idem_lookup in a target list')
+  FROM request WHERE padding <> '';
+
+-- Every query through a worker that can be (for tests only).
+
+SELECT set_config(
+	CASE WHEN current_setting('server_version_num')::int < 160000
+		 THEN 'force_parallel_mode' ELSE 'debug_parallel_query' END, 'on', true) \g /dev/null
+SELECT results_eq('looked_up', $$VALUES (50::bigint, 1::bigint)$$,
+	'forced: idem_lookup');
+SELECT results_eq($$SELECT state, response FROM idem_lookup('k1')$$,
+	$$VALUES ('finished', '"k1"'::jsonb)$$, 'forced: idem_lookup by itself');
+SELECT results_eq($$SELECT state FROM idem_lookup('k77')$$,
+	$$VALUES ('in_progress')$$, 'forced: of its own claim');
+SELECT results_eq($$SELECT key, state FROM idem_in_flight WHERE state = 'in_progress'$$,
+	$$VALUES ('k77', 'in_progress')$$, 'forced: idem_in_flight');
+SELECT results_eq($$SELECT outcome, response FROM idem_claim('k2')$$,
+	$$VALUES ('replayed', '"k2"'::jsonb)$$, 'forced: a replay');
+SELECT results_eq(
+	$$SELECT outcome, idem_finish('forced') FROM idem_claim('forced')$$,
+	$$VALUES ('claimed', NULL::jsonb)$$, 'forced: claim and finish');
+SELECT is(idem_finish('k77', '77'), '77', 'forced: finish');
+SELECT ok(idem_forget('k77'), 'forced: forget');
+
+-- Wrongly declared parallel safe.
+
+CREATE FUNCTION wrong(command text) RETURNS text LANGUAGE plpgsql PARALLEL SAFE AS
+$$
+DECLARE
+	answer text;
+BEGIN
+	EXECUTE command INTO answer;
+	RETURN answer;
+END
+$$;
+SELECT throws_ok(
+	format('SELECT wrong(%L) FROM request WHERE padding <> '''' LIMIT 1', command),
+	'25000', NULL, 'in parallel mode: ' || command)
+  FROM unnest(ARRAY[
+	'SELECT outcome FROM idem_claim(''k1'')',
+	'SELECT idem_finish(''k1'')',
+	'SELECT idem_release(''k1'')',
+	'SELECT idem_forget(''k1'')',
+	'SELECT idem_expire()']) AS command;
+
+SELECT results_eq($$SELECT outcome FROM idem_claim('k1')$$,
+	$$VALUES ('replayed')$$, 'the session goes on');
+
+SELECT * FROM finish();
+ROLLBACK;

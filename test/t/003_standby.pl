@@ -1,0 +1,131 @@
+# A streaming standby: what is known of a key can be looked up there, nothing
+# can be claimed. After its promotion a finished key is replayed, and a key
+# that was being worked on is free.
+
+use strict;
+use warnings;
+
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+my $primary = PostgreSQL::Test::Cluster->new('primary');
+$primary->init(allows_streaming => 1);
+$primary->append_conf('postgresql.conf', <<'EOT');
+max_prepared_transactions = 10
+statement_timeout = '120s'
+EOT
+$primary->start;
+$primary->safe_psql('postgres', q{
+	CREATE EXTENSION idempotency;
+	CREATE TABLE effect (key text);
+});
+$primary->backup('base');
+my $standby = PostgreSQL::Test::Cluster->new('standby');
+$standby->init_from_backup($primary, 'base', has_streaming => 1);
+$standby->start;
+
+# One key in every state.
+$primary->safe_psql('postgres', q{
+	BEGIN;
+	SELECT FROM idem_claim('done', request => '[1]');
+	INSERT INTO effect VALUES ('done');
+	SELECT idem_finish('done', '{"id": 1}');
+	COMMIT;
+	SELECT idem_finish('short') FROM idem_claim('short', ttl => '1 ms');
+	BEGIN;
+	SELECT FROM idem_claim('prepared');
+	INSERT INTO effect VALUES ('prepared');
+	SELECT idem_finish('prepared', '{"id": 2}');
+	PREPARE TRANSACTION 'p';
+});
+my $pending = $primary->background_psql('postgres', on_error_stop => 0);
+$pending->query_safe(q{
+	BEGIN;
+	INSERT INTO effect VALUES ('pending');
+	SELECT FROM idem_claim('pending')});
+my $finished = $primary->background_psql('postgres', on_error_stop => 0);
+$finished->query_safe(q{
+	BEGIN;
+	INSERT INTO effect VALUES ('finished');
+	SELECT FROM idem_claim('finished');
+	SELECT idem_finish('finished', '{"id": 3}')});
+# flushes what those two have written so far
+$primary->safe_psql('postgres', q{INSERT INTO effect VALUES ('other')});
+$primary->wait_for_catchup($standby, 'replay', $primary->lsn('flush'));
+
+is($standby->safe_psql('postgres', q{
+	SELECT state, response, attempt, claimed_at <= finished_at,
+		   expires_at - finished_at = '24 hours'
+	  FROM idem_lookup('done')}),
+	'finished|{"id": 1}|1|t|t', 'a finished key is seen on the standby');
+for my $key ('short', 'prepared', 'pending', 'finished', 'never')
+{
+	is($standby->safe_psql('postgres', "SELECT * FROM idem_lookup('$key')"),
+		'', "$key: nothing to be seen");
+}
+is($standby->safe_psql('postgres', q{
+	BEGIN ISOLATION LEVEL REPEATABLE READ;
+	SELECT state FROM idem_lookup('done');
+	COMMIT;}), 'finished', 'a lookup under REPEATABLE READ');
+is($standby->safe_psql('postgres', 'SELECT count(*) FROM idem_in_flight'), 0,
+	'idem_in_flight works, and is empty');
+
+for my $command (
+	q{SELECT * FROM idem_claim('done')},
+	q{SELECT * FROM idem_claim('new', wait => '0')},
+	q{SELECT idem_finish('done')},
+	q{SELECT idem_release('done')},
+	q{SELECT idem_forget('done')},
+	q{SELECT idem_expire()})
+{
+	my ($status, $out, $err);
+	$status = $standby->psql('postgres', "\\set VERBOSITY sqlstate\n$command",
+		stdout => \$out, stderr => \$err);
+	is($status, 3, "standby: $command fails");
+	like($err, qr/ERROR:  25006$/, 'with 25006');
+}
+my $session = $standby->background_psql('postgres', on_error_stop => 0);
+$session->query(q{SELECT * FROM idem_claim('before')});
+$session->{stderr} = '';
+is($session->query_safe(q{SELECT state FROM idem_lookup('done')}), 'finished',
+	'a session on the standby goes on after that');
+
+# The primary is lost, the standby takes over.
+$primary->stop('immediate');
+$standby->promote;
+
+is($session->query(q{SELECT outcome, response FROM idem_claim('done', request => '[1]')}),
+	'replayed|{"id": 1}', 'that session replays after the promotion');
+$session->quit;
+is($standby->safe_psql('postgres',
+	q{SELECT outcome FROM idem_claim('done', request => '[2]')}),
+	'mismatch', 'with the fingerprint');
+for my $key ('pending', 'finished', 'short')
+{
+	is($standby->safe_psql('postgres', qq{
+		BEGIN;
+		SELECT outcome FROM idem_claim('$key', wait => '0');
+		INSERT INTO effect VALUES ('$key');
+		SELECT idem_finish('$key', '{"id": 4}');
+		COMMIT;}),
+		"claimed\n" . '{"id": 4}', "$key: free after the promotion");
+	is($standby->safe_psql('postgres',
+		qq{SELECT outcome, response FROM idem_claim('$key')}),
+		'replayed|{"id": 4}', "$key: and replayed");
+	is($standby->safe_psql('postgres',
+		"SELECT count(*) FROM effect WHERE key = '$key'"),
+		1, "$key: done once");
+}
+is($standby->safe_psql('postgres',
+	q{SELECT outcome FROM idem_claim('prepared', wait => '0')}),
+	'in_progress', 'a prepared transaction holds its key on the new primary');
+is($standby->safe_psql('postgres', q{SELECT prepared FROM idem_in_flight}),
+	'p', 'and is in idem_in_flight');
+$standby->safe_psql('postgres', q{COMMIT PREPARED 'p'});
+is($standby->safe_psql('postgres',
+	q{SELECT outcome, response FROM idem_claim('prepared', wait => '0')}),
+	'replayed|{"id": 2}', 'until it is committed');
+
+$standby->stop;
+done_testing();

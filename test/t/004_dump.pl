@@ -1,0 +1,136 @@
+# pg_dump and pg_restore: what has been done stays done in another database, on
+# another server, where roles have other OIDs. The secret does not travel.
+
+use strict;
+use warnings;
+
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+my $old = PostgreSQL::Test::Cluster->new('old');
+$old->init;
+$old->start;
+my $new = PostgreSQL::Test::Cluster->new('new');
+$new->init;
+$new->start;
+
+# The same roles, but not the same OIDs.
+$old->safe_psql('postgres', 'CREATE ROLE filler');
+for my $node ($old, $new)
+{
+	$node->safe_psql('postgres', q{
+		CREATE ROLE "Ann's role" LOGIN;
+		CREATE ROLE bob LOGIN;
+		CREATE DATABASE shop});
+}
+my $oid = q{SELECT '"Ann''s role"'::regrole::oid};
+isnt($old->safe_psql('postgres', $oid), $new->safe_psql('postgres', $oid),
+	'roles have other OIDs on the new server');
+
+my $schema = '"My Ext"';
+$old->safe_psql('shop', qq{
+	CREATE SCHEMA $schema;
+	GRANT USAGE ON SCHEMA $schema TO PUBLIC;
+	CREATE EXTENSION idempotency SCHEMA $schema;
+	CREATE TABLE effect (key text, response jsonb);
+	GRANT ALL ON effect TO PUBLIC;
+
+	SET SESSION AUTHORIZATION "Ann's role";
+	BEGIN;
+	SELECT FROM $schema.idem_claim('k', request => '{"amount": 10.0}', scope => 's');
+	INSERT INTO effect VALUES ('k', '{"by": "ann"}');
+	SELECT $schema.idem_finish('k', '{"by": "ann"}', 's');
+	COMMIT;
+	SELECT $schema.idem_finish('nothing') FROM $schema.idem_claim('nothing');
+	SELECT $schema.idem_finish(E'\\n\\t\\\\"\\u00e4', 'null')
+	  FROM $schema.idem_claim(E'\\n\\t\\\\"\\u00e4', ttl => '100 years');
+	SET SESSION AUTHORIZATION bob;
+	SELECT $schema.idem_finish('k', '{"by": "bob"}', 's')
+	  FROM $schema.idem_claim('k', scope => 's');
+});
+my $records = qq{SELECT * FROM $schema.idem_key ORDER BY owner::text, scope, key};
+my $before = $old->safe_psql('shop', $records);
+my $secret = $old->safe_psql('shop', "SELECT secret FROM $schema.idem_secret");
+like($secret, qr/^[0-9a-f-]{36}$/, 'there is one secret');
+
+# A transaction in flight is not dumped.
+my $pending = $old->background_psql('shop', on_error_stop => 0);
+$pending->query_safe(qq{
+	BEGIN;
+	SELECT FROM $schema.idem_claim('in flight');
+	SELECT $schema.idem_finish('in flight')});
+
+my $dir = PostgreSQL::Test::Utils::tempdir;
+$old->command_ok([ 'pg_dump', '-Fp', '-f', "$dir/plain", 'shop' ], 'pg_dump, plain');
+$old->command_ok([ 'pg_dump', '-Fc', '-f', "$dir/custom", 'shop' ], 'pg_dump, custom');
+$old->command_ok([ 'pg_dump', '-s', '-f', "$dir/schema", 'shop' ], 'pg_dump, schema only');
+$pending->query_safe('ROLLBACK');
+$pending->quit;
+
+my $plain = slurp_file("$dir/plain");
+unlike($plain, qr/\Q$secret\E/, 'the secret is not dumped');
+unlike($plain, qr/in flight/, 'nor what is not committed');
+unlike($plain, qr/CREATE (TABLE|VIEW|FUNCTION) \Q$schema\E/,
+	'members of the extension are left to CREATE EXTENSION');
+like($plain, qr/COPY \Q$schema\E\.idem_key /, 'the records are dumped');
+unlike($plain, qr/GRANT .* ON TABLE \Q$schema\E/, 'without privileges');
+unlike(slurp_file("$dir/schema"), qr/COPY /, 'but not with the schema alone');
+
+# Restored, everything is answered as before, by the same roles.
+sub check
+{
+	my ($node, $database, $how) = @_;
+
+	is($node->safe_psql($database, $records), $before, "$how: same records");
+	is($node->safe_psql($database, qq{
+		SET SESSION AUTHORIZATION "Ann's role";
+		SELECT outcome, response FROM $schema.idem_claim('k', scope => 's', request => '{"amount": 10}');
+		SELECT outcome FROM $schema.idem_claim('k', scope => 's', request => '{"amount": 11}');
+		SELECT outcome, response IS NULL FROM $schema.idem_claim('nothing');
+		SELECT outcome, response FROM $schema.idem_claim(E'\\n\\t\\\\"\\u00e4');
+		SET SESSION AUTHORIZATION bob;
+		SELECT outcome, response FROM $schema.idem_claim('k', scope => 's');
+		SELECT count(*) FROM $schema.idem_lookup('nothing');
+	}), qq(replayed|{"by": "ann"}\nmismatch\nreplayed|t\nreplayed|null\nreplayed|{"by": "bob"}\n0),
+		"$how: replays and mismatches");
+	my $other = $node->safe_psql($database, "SELECT secret FROM $schema.idem_secret");
+	like($other, qr/^[0-9a-f-]{36}$/, "$how: one secret");
+	isnt($other, $secret, "$how: another secret");
+	is($node->safe_psql($database, qq{
+		SELECT count(*) FROM pg_class, LATERAL aclexplode(relacl) AS a
+		 WHERE oid IN ('$schema.idem_key'::regclass, '$schema.idem_secret'::regclass)
+		   AND a.grantee <> relowner}), 0, "$how: privileges for nobody");
+	is($node->safe_psql($database, qq{
+		SET SESSION AUTHORIZATION bob;
+		BEGIN;
+		SELECT outcome FROM $schema.idem_claim('new $how');
+		SELECT $schema.idem_finish('new $how', '1');
+		COMMIT;
+		SELECT outcome, response FROM $schema.idem_claim('new $how');
+		SELECT $schema.idem_forget('new $how');
+	}), "claimed\n1\nreplayed|1\nt", "$how: new keys");
+	return;
+}
+
+$new->command_ok([ 'psql', '-Xq', '-v', 'ON_ERROR_STOP=1', '-f', "$dir/plain", 'shop' ],
+	'restored by psql');
+check($new, 'shop', 'psql');
+
+$new->safe_psql('postgres', 'CREATE DATABASE shop2');
+$new->command_ok([ 'pg_restore', '--exit-on-error', '-d', 'shop2', "$dir/custom" ],
+	'restored by pg_restore');
+check($new, 'shop2', 'pg_restore');
+
+$new->safe_psql('postgres', 'CREATE DATABASE shop3');
+$new->command_ok([ 'pg_restore', '--exit-on-error', '-j', 2, '-d', 'shop3', "$dir/custom" ],
+	'restored by pg_restore in parallel');
+check($new, 'shop3', 'pg_restore -j');
+
+# A copy made by the server has the records, too.
+$new->safe_psql('postgres', 'CREATE DATABASE shop4 TEMPLATE shop3');
+is($new->safe_psql('shop4', $records), $before, 'CREATE DATABASE ... TEMPLATE: same records');
+
+$old->stop;
+$new->stop;
+done_testing();

@@ -3,12 +3,13 @@
 #   make, make install, make installcheck    as with any PGXS extension
 #   make test                                the whole suite in a cluster of its own
 #   make demo                                the extension at work, in a cluster of its own
+#   make bench                               what it costs, beside what people write by hand
 #
-# "test" and "demo" install what they miss (root or sudo), run as an
+# The last three install what they miss (root or sudo), run as an
 # unprivileged user on a socket of their own, and clean up behind themselves.
 
 EXTENSION   = idempotency
-EXTVERSION  = $(shell sed -n "s/^default_version *= *'\(.*\)'/\1/p" idempotency.control)
+EXTVERSION := $(shell sed -n "s/^default_version *= *'\(.*\)'/\1/p" idempotency.control)
 MODULE_big  = idempotency
 PGFILEDESC  = "idempotency - create-or-return-existing semantics inside a transaction"
 
@@ -23,6 +24,7 @@ SCRIPT_SRC  = src/idempotency.sql src/realm.sql src/record.sql src/claim.sql \
               src/janitor.sql src/stats.sql src/privileges.sql
 DATA_built  = $(SCRIPT)
 
+PG_CPPFLAGS = -DIDEM_VERSION='"$(EXTVERSION)"'
 # PostgreSQL's own headers have parameters that they do not use.
 PG_CFLAGS   = -Wall -Wextra -Werror -Wno-unused-parameter
 ifneq (,$(findstring clang,$(CC)))
@@ -37,8 +39,8 @@ ISOLATION_OPTS = --inputdir=test/isolation --outputdir=test/isolation/output
 
 EXTRA_CLEAN = $(SCRIPT) results output_iso test/isolation/output
 
-# "make test" and "make demo" come before there is a PostgreSQL.
-ifneq ($(filter-out test demo, $(or $(MAKECMDGOALS), all)),)
+# "make test", "demo" and "bench" come before there is a PostgreSQL.
+ifneq ($(filter-out test demo bench, $(or $(MAKECMDGOALS), all)),)
 PG_CONFIG  ?= pg_config
 PGXS       := $(shell $(PG_CONFIG) --pgxs)
 include $(PGXS)
@@ -61,4 +63,7 @@ test:
 demo:
 	@examples/demo/run
 
-.PHONY: test demo
+bench:
+	@bench/run
+
+.PHONY: test demo bench

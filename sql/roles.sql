@@ -54,6 +54,16 @@ BEGIN;
 SELECT shared_claim('s');
 SELECT shared_finish('s', '"by bob, for all"');
 COMMIT;
+-- the definer's keys are not shown to the caller
+BEGIN;
+SELECT shared_claim('s2');
+SELECT count(*) FROM idem_in_flight;
+SELECT count(*) FROM idem_own_claims();
+SET LOCAL ROLE regress_idem_alice;
+SELECT owner, key FROM idem_in_flight;
+SET LOCAL ROLE regress_idem_monitor;
+SELECT owner, key FROM idem_in_flight;
+ROLLBACK;
 SET ROLE regress_idem_monitor;
 SELECT shared_claim('s');
 SELECT outcome FROM idem_claim('s', scope => 'shared');

@@ -55,6 +55,11 @@ typedef bool TU_UpdateIndexes;
 #define index_insert_cleanup(index, info) ((void) 0)
 #endif
 
+/* 18: a module may tell its name and version */
+#if PG_VERSION_NUM < 180000
+#define PG_MODULE_MAGIC_EXT(...) PG_MODULE_MAGIC
+#endif
+
 /* 18: functions that do not return say so in front */
 #if PG_VERSION_NUM < 180000
 #define pg_noreturn pg_attribute_noreturn()

@@ -17,7 +17,7 @@
 #include "pending.h"
 #include "realm.h"
 
-PG_MODULE_MAGIC;
+PG_MODULE_MAGIC_EXT(.name = "idempotency", .version = IDEM_VERSION);
 
 extern PGDLLEXPORT void _PG_init(void);
 

@@ -7,9 +7,11 @@
  */
 #include "postgres.h"
 
-#include "catalog/pg_type.h"
+#include "catalog/pg_authid.h"
 #include "fmgr.h"
 #include "funcapi.h"
+#include "miscadmin.h"
+#include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/timestamp.h"
 
@@ -36,6 +38,11 @@ stats_put_claim(const PendingClaim *claim, void *arg)
 	if (version->state == PENDING_RELEASED)
 		return;
 
+	/* a SECURITY DEFINER function may have claimed in our transaction */
+	if (claim->key.owner != GetUserId() &&
+		!has_privs_of_role(GetUserId(), ROLE_PG_MONITOR))
+		return;
+
 	values[0] = ObjectIdGetDatum(claim->key.owner);
 	values[1] = stats_text(claim->key.scope, claim->key.scope_len);
 	values[2] = stats_text(claim->key.key, claim->key.key_len);
@@ -50,7 +57,8 @@ stats_put_claim(const PendingClaim *claim, void *arg)
  *							   since timestamptz)
  *
  * The claims of this transaction, from backend memory: in_progress, or
- * finished and not committed yet.  Released ones are left out.
+ * finished and not committed yet.  Released ones are left out, and so are those
+ * of other roles unless the caller is a member of pg_monitor.
  */
 Datum
 idem_own_claims(PG_FUNCTION_ARGS)

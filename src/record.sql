@@ -5,6 +5,10 @@
  * the row.  Not more than eight columns, so that a row with a NULL fits its
  * header into 24 bytes.  Text is COLLATE "C", which record.c relies on.
  *
+ * There is no index on expires_at: see record_expire().  Rows are written once,
+ * so the heap is filled to the brim; each is deleted some day, so vacuum comes
+ * when a twentieth is dead.  bench/NOTES.md has the figures behind all three.
+ *
  * The primary key begins with the key because that column alone decides nearly
  * every comparison on the way down the index, and is all that its inner pages
  * have to keep.
@@ -20,7 +24,9 @@ CREATE TABLE @extschema@.idem_key
 	fingerprint	pg_catalog.bytea,
 	response	pg_catalog.jsonb,
 	PRIMARY KEY (key, scope, owner)
-) USING heap;
+) USING heap
+WITH (autovacuum_vacuum_scale_factor = 0.05,
+	  toast.autovacuum_vacuum_scale_factor = 0.05);
 
 COMMENT ON TABLE @extschema@.idem_key IS
 'Finished idempotency keys. Written by the idem_* functions only: triggers, defaults, CHECK constraints and row security are not honoured.';

@@ -9,7 +9,7 @@ CREATE SCHEMA idem;
 CREATE EXTENSION idempotency SCHEMA idem;
 SET LOCAL search_path = public, idem;
 
-SELECT plan(51);
+SELECT plan(52);
 
 -- What belongs to the extension.
 
@@ -43,10 +43,11 @@ SELECT set_eq(
 	    JOIN pg_class AS c ON m.classid = 'pg_class'::regclass AND c.oid = m.objid$$,
 	$$VALUES ('idem_key', 'r'), ('idem_secret', 'r'), ('idem_in_flight', 'v')$$,
 	'tables and views');
-SELECT is_empty(
+SELECT set_eq(
 	$$SELECT pg_describe_object(classid, objid, 0) FROM members
 	   WHERE classid NOT IN ('pg_proc'::regclass, 'pg_class'::regclass)$$,
-	'nothing else');
+	ARRAY['type idem_claim_answer'],
+	'a type, and nothing else');
 SELECT is_empty(
 	$$SELECT pg_describe_object(m.classid, m.objid, 0) FROM members AS m
 	    LEFT JOIN pg_proc AS p ON m.classid = 'pg_proc'::regclass AND p.oid = m.objid
@@ -59,8 +60,8 @@ SELECT is_empty(
 CREATE TEMPORARY TABLE signature (name text, arguments text, result text);
 INSERT INTO signature VALUES
 ('idem_claim',
- 'key text, ttl interval DEFAULT NULL::interval, request jsonb DEFAULT NULL::jsonb, scope text DEFAULT ''''::text, wait interval DEFAULT NULL::interval, OUT outcome text, OUT response jsonb, OUT token bigint, OUT attempt integer, OUT retry_after interval',
- 'record'),
+ 'key text, ttl interval DEFAULT NULL::interval, request jsonb DEFAULT NULL::jsonb, scope text DEFAULT ''''::text, wait interval DEFAULT NULL::interval',
+ 'idem_claim_answer'),
 ('idem_finish',
  'key text, response jsonb DEFAULT NULL::jsonb, scope text DEFAULT ''''::text',
  'jsonb'),
@@ -155,6 +156,13 @@ SELECT results_eq(
 			 ('fingerprint', 'bytea', false),
 			 ('response', 'jsonb', false)$$,
 	'columns of idem_key');
+SELECT results_eq(
+	$$SELECT attname::text COLLATE "default", format_type(atttypid, atttypmod)
+	    FROM pg_attribute WHERE attrelid = 'idem.idem_claim_answer'::regclass
+	     AND attnum > 0 ORDER BY attnum$$,
+	$$VALUES ('outcome', 'text'), ('response', 'jsonb'), ('token', 'bigint'),
+			 ('attempt', 'integer'), ('retry_after', 'interval')$$,
+	'columns of what idem_claim answers');
 SELECT col_is_pk('idem', 'idem_key', ARRAY['key', 'scope', 'owner'],
 	'the primary key is (key, scope, owner)');
 SELECT is_empty(
@@ -198,7 +206,9 @@ SELECT is_empty(
 	'every object has a comment');
 SELECT is_empty(
 	$$SELECT attrelid::regclass, attname FROM pg_attribute
-	    JOIN members ON classid = 'pg_class'::regclass AND attrelid = objid
+	    JOIN pg_class AS c ON c.oid = attrelid
+	    JOIN members ON (classid, objid) IN (('pg_class'::regclass, c.oid),
+											 ('pg_type'::regclass, c.reltype))
 	   WHERE attnum > 0 AND NOT attisdropped
 	     AND COALESCE(col_description(attrelid, attnum), '') = ''$$,
 	'every column has a comment');

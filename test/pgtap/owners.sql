@@ -16,7 +16,7 @@ CREATE ROLE idem_shop;
 CREATE ROLE idem_staff;
 CREATE ROLE idem_clerk IN ROLE idem_staff;
 
-SELECT plan(40);
+SELECT plan(41);
 
 -- One key, two roles, at the same time.
 
@@ -103,6 +103,8 @@ GRANT EXECUTE ON FUNCTION idem.shop_claim, idem.shop_finish TO idem_ann, idem_bo
 SET LOCAL SESSION AUTHORIZATION idem_ann;
 SELECT results_eq($$SELECT outcome, response FROM shop_claim('o1')$$,
 	$$VALUES ('claimed', NULL::jsonb)$$, 'ann claims through the wrapper');
+SELECT is_empty($$SELECT * FROM idem_in_flight WHERE key = 'o1'$$,
+	'but does not see the key that the wrapper made of it');
 SELECT throws_ok($$SELECT idem_finish('o1', NULL, 'shop')$$, 'ID001', NULL,
 	'and cannot finish beside it');
 SELECT is(shop_finish('o1', '"sold"'), '"sold"', 'but through it');

@@ -10,7 +10,7 @@ CREATE SCHEMA idem;
 CREATE EXTENSION idempotency SCHEMA idem;
 SET LOCAL search_path = public, idem;
 
-SELECT plan(99);
+SELECT plan(105);
 
 SELECT is(idem_finish('k', '"kept"'), '"kept"', 'a record')
   FROM idem_claim('k', request => '1');
@@ -103,6 +103,19 @@ SELECT results_eq(format('SELECT * FROM pg_temp.still_works(%s)', n),
 	format('VALUES (''replayed"kept"''), (''claimed''), (''replayed%s'')', n),
 	'undone: ' || change)
   FROM tampering ORDER BY n;
+
+-- So is the type of what idem_claim answers.
+
+SELECT throws_ok(format('DO $do$ BEGIN %s; PERFORM outcome FROM idem_claim(''k''); END $do$', change),
+	'55000', NULL, 'refused: ' || change)
+  FROM unnest(ARRAY[
+	'ALTER TYPE idem_claim_answer DROP ATTRIBUTE token',
+	'ALTER TYPE idem_claim_answer ADD ATTRIBUTE extra text',
+	'ALTER TYPE idem_claim_answer DROP ATTRIBUTE token, ADD ATTRIBUTE token bigint',
+	'ALTER TYPE idem_claim_answer ALTER ATTRIBUTE outcome TYPE bigint',
+	'ALTER TYPE idem_claim_answer ALTER ATTRIBUTE attempt TYPE text']) AS change;
+SELECT results_eq($$SELECT outcome, response FROM idem_claim('k', request => '1')$$,
+	$$VALUES ('replayed', '"kept"'::jsonb)$$, 'undone: all of that');
 
 -- A claim that is pending while the table changes is not lost silently.
 

@@ -9,10 +9,10 @@ use PostgreSQL::Test::Utils;
 use Test::More;
 
 my $old = PostgreSQL::Test::Cluster->new('old');
-$old->init;
+$old->init(extra => [ '--encoding=UTF8', '--locale=C' ]);
 $old->start;
 my $new = PostgreSQL::Test::Cluster->new('new');
-$new->init;
+$new->init(extra => [ '--encoding=UTF8', '--locale=C' ]);
 $new->start;
 
 # The same roles, but not the same OIDs.

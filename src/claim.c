@@ -49,6 +49,7 @@
 #include "access/detoast.h"
 #include "access/htup_details.h"
 #include "access/xact.h"
+#include "catalog/pg_type.h"
 #include "fmgr.h"
 #include "funcapi.h"
 #include "miscadmin.h"
@@ -725,6 +726,8 @@ claim_expiry(TimestampTz from, const Interval *ttl)
 static Datum
 claim_answer_row(FunctionCallInfo fcinfo, Datum *values, bool *isnull)
 {
+	static const Oid columns[CLAIM_ANSWER_COLUMNS] =
+	{TEXTOID, JSONBOID, INT8OID, INT4OID, INTERVALOID};
 	const int32 no_typmod = -1;
 	Oid			type = get_fn_expr_rettype(fcinfo->flinfo);
 	TupleDesc	desc;
@@ -733,9 +736,14 @@ claim_answer_row(FunctionCallInfo fcinfo, Datum *values, bool *isnull)
 	if (!OidIsValid(type))
 		type = get_func_rettype(fcinfo->flinfo->fn_oid);
 	desc = lookup_rowtype_tupdesc(type, no_typmod);
-	if (desc->natts != CLAIM_ANSWER_COLUMNS)
-		elog(ERROR, "idem_claim() must return %d columns, not %d",
-			 CLAIM_ANSWER_COLUMNS, desc->natts);
+	for (int i = 0; i < Max(desc->natts, CLAIM_ANSWER_COLUMNS); i++)
+		if (i >= desc->natts || i >= CLAIM_ANSWER_COLUMNS ||
+			TupleDescAttr(desc, i)->atttypid != columns[i])
+			ereport(ERROR,
+					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+					 errmsg("type \"%s\" is not as extension \"%s\" created it",
+							format_type_be(type), "idempotency"),
+					 errhint("Undo the change, or use ALTER EXTENSION idempotency UPDATE if the library is newer than the extension.")));
 	tuple = heap_form_tuple(desc, values, isnull);
 	ReleaseTupleDesc(desc);
 	return HeapTupleGetDatum(tuple);

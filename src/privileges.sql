@@ -18,7 +18,7 @@ BEGIN
 	LOOP
 		EXECUTE pg_catalog.format('REVOKE ALL ON TABLE %s FROM %s',
 			granted.relation,
-			CASE granted.grantee WHEN 0 THEN 'PUBLIC'
+			CASE WHEN granted.grantee OPERATOR(pg_catalog.=) 0::pg_catalog.oid THEN 'PUBLIC'
 				ELSE granted.grantee::pg_catalog.regrole::pg_catalog.text END);
 	END LOOP;
 END

@@ -44,6 +44,7 @@
 #include "access/tableam.h"
 #include "access/xact.h"
 #include "catalog/index.h"
+#include "catalog/pg_collation.h"
 #include "catalog/pg_type.h"
 #include "executor/tuptable.h"
 #include "miscadmin.h"
@@ -215,6 +216,7 @@ record_check_shape(Relation rel)
 		att = i < desc->natts ? TupleDescAttr(desc, i) : NULL;
 		if (att == NULL || att->attisdropped ||
 			att->atttypid != record_columns[i].type ||
+			(att->atttypid == TEXTOID && att->attcollation != C_COLLATION_OID) ||
 			att->attnotnull != record_columns[i].not_null ||
 			strcmp(NameStr(att->attname), record_columns[i].name) != 0)
 			record_refuse_shape(rel, psprintf("Column \"%s\" was altered.",

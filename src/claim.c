@@ -38,7 +38,8 @@
  * Isolation.  Under READ COMMITTED the look is newer than the snapshot of the
  * statement that called idem_claim.  Under REPEATABLE READ and SERIALIZABLE a
  * record that changed under the transaction's snapshot raises 40001, whatever
- * the outcome would be.
+ * the outcome would be.  Claims leave no predicate locks: a transaction that
+ * replays a key and one that forgets it are not serialized against each other.
  *
  * Time is the server's clock_timestamp(), never the start of the transaction.
  *
@@ -105,6 +106,7 @@ static void claim_hold(const ClaimRequest *request,
 static bool claim_answer_from(const ClaimRequest *request,
 							  const IdemRecord *record, ClaimAnswer *answer);
 static void claim_write(PendingClaim *pending, const IdemRecord *record);
+static bool claim_row_is_there(PendingClaim *pending);
 static PendingClaim *claim_pending(const IdemKey *key);
 static bool claim_is_live(const IdemRecord *record, TimestampTz now);
 pg_noreturn static void claim_raise_changed(const IdemKey *key);
@@ -145,7 +147,8 @@ static Datum claim_answer_row(FunctionCallInfo fcinfo,
  *
  * Takes ROW EXCLUSIVE on idem_key and, if claimed, an advisory lock of class
  * 0x4944, both until the end of the transaction.  May block, see "wait".
- * Claiming over an expired record takes a transaction ID; nothing else does.
+ * Claiming over an expired record takes a transaction ID, and so does claiming
+ * more keys than a transaction may lock; nothing else does.
  *
  * Raises 22004 and 22023 (bad arguments), 22008 (ttl out of range), 54000 (too
  * long), 25006 (read-only transaction, standby), 40001 (isolation, see above).
@@ -245,10 +248,13 @@ claim_decide(const ClaimRequest *request, ClaimAnswer *answer)
 
 			if (pinned == IDEM_RECORD_BUSY)
 			{
+				TransactionId locker = record_locker(key, &look.record.version);
+
 				lock_key_give_back(key->hash);
 				locked = false;
-				if (!record_wait_for_lock(key, &look.record.version,
-										  &request->wait))
+				if (request->wait.mode == IDEM_WAIT_NONE ||
+					(TransactionIdIsValid(locker) &&
+					 !record_wait_for_xact(locker, &request->wait)))
 					return;
 			}
 			if (pinned != IDEM_RECORD_OK)
@@ -277,7 +283,6 @@ claim_hold(const ClaimRequest *request, const IdemVersion *expired)
 {
 	const IdemKey *key = &request->key;
 	bool		keep_lock = pending_may_lock(key);
-	bool		duplicate;
 	PendingWork work;
 
 	work.claimed_at = GetCurrentTimestamp();
@@ -297,7 +302,7 @@ claim_hold(const ClaimRequest *request, const IdemVersion *expired)
 		ahead.expires_at = DT_NOEND;
 		ahead.fingerprint = work.fingerprint;
 		ahead.response = NULL;
-		work.row = record_insert(key, &ahead, &duplicate);
+		work.row = record_insert(key, &ahead, NULL);
 		work.row_is_ours = true;
 	}
 	pending_remember(key, &work, keep_lock);
@@ -396,33 +401,42 @@ claim_write(PendingClaim *pending, const IdemRecord *record)
 {
 	const IdemKey *key = &pending->key;
 	const PendingWork *work = &pending->top->work;
-	bool		replace = work->row_is_ours;
 
-	/*
-	 * An expired record was pinned, so it is there still, unless this very
-	 * transaction has forgotten it meanwhile.
-	 */
-	if (!replace && record_is_version(&work->row))
-	{
-		IdemLook	look;
-
-		record_look(key, &look);
-		replace = look.found;
-		if (replace &&
-			!record_same_version(&look.record.version, &work->row))
-		{
-			pending->lost = true;
-			pending_raise_lost(pending);
-		}
-	}
-
-	if (!replace)
+	if (!claim_row_is_there(pending))
 		(void) record_insert(key, record, &pending->lost);
 	else if (record_replace(key, &work->row, record) != IDEM_RECORD_OK)
 	{
 		pending->lost = true;
 		pending_raise_lost(pending);
 	}
+}
+
+/*
+ * Is the row still there that was under the claim when it was made?  False if
+ * there was none, too.
+ *
+ * A row written ahead is our own, and an expired record was pinned, so nobody
+ * else can have touched them.  This very transaction may have forgotten an
+ * expired record, which does no harm, or rewritten the whole table, which does.
+ */
+static bool
+claim_row_is_there(PendingClaim *pending)
+{
+	const PendingWork *work = &pending->top->work;
+	IdemLook	look;
+
+	if (!record_is_version(&work->row))
+		return false;
+
+	record_look(&pending->key, &look);
+	if (look.found ?
+		!record_same_version(&look.record.version, &work->row) :
+		work->row_is_ours)
+	{
+		pending->lost = true;
+		pending_raise_lost(pending);
+	}
+	return look.found;
 }
 
 /*
@@ -447,7 +461,7 @@ idem_release(PG_FUNCTION_ARGS)
 	pending = claim_pending(&key);
 	if (pending == NULL)
 		claim_raise_not_ours(&key);
-	if (pending->top->work.row_is_ours)
+	if (pending->top->work.row_is_ours && claim_row_is_there(pending))
 		(void) record_delete(&key, &pending->top->work.row);
 	pending_change(pending, PENDING_RELEASED);
 
@@ -567,6 +581,7 @@ idem_forget(PG_FUNCTION_ARGS)
 {
 	const IdemWait forever = {IDEM_WAIT_FOREVER, 0};
 	IdemKey		key;
+	PendingClaim *pending;
 	IdemLook	look;
 	bool		gone;
 	bool		forgotten = false;
@@ -611,6 +626,11 @@ idem_forget(PG_FUNCTION_ARGS)
 		else
 			gone = true;
 	} while (!gone);
+
+	/* what this transaction finished is not there to be shown any more */
+	pending = pending_find(&key);
+	if (pending != NULL && pending->top->state == PENDING_FINISHED)
+		pending_change(pending, PENDING_RELEASED);
 
 	PG_RETURN_BOOL(forgotten);
 }

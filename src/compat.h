@@ -50,11 +50,6 @@ typedef bool TU_UpdateIndexes;
 #define MyLocalTransactionId (MyProc->vxid.lxid)
 #endif
 
-/* 17: an index may want to clean up after insertions */
-#if PG_VERSION_NUM < 170000
-#define index_insert_cleanup(index, info) ((void) 0)
-#endif
-
 /* 18: a module may tell its name and version */
 #if PG_VERSION_NUM < 180000
 #define PG_MODULE_MAGIC_EXT(...) PG_MODULE_MAGIC

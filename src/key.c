@@ -24,6 +24,7 @@
 #include "miscadmin.h"
 #include "port/pg_bitutils.h"
 #include "port/pg_bswap.h"
+#include "utils/fmgrprotos.h"
 #include "utils/numeric.h"
 
 #include "compat.h"
@@ -208,8 +209,10 @@ key_siphash(const uint8 *secret, const uint8 *data, size_t len)
  *
  * The canonical form is the sequence of the value's tokens, each a tag byte;
  * strings, object keys and numbers are followed by their length in four bytes,
- * most significant first, and their bytes.  It is stored for as long as keys
- * are: changing it would turn retries into mismatches.
+ * most significant first, and their bytes.  Numbers are in the format of
+ * numeric_send(), which writes 1e131071 in ten bytes, without trailing zeros.
+ * Fingerprints are stored for as long as keys are: changing the canonical form
+ * would turn retries into mismatches.
  */
 void
 key_fingerprint(IdemFingerprint *result, Jsonb *request)
@@ -220,7 +223,7 @@ key_fingerprint(IdemFingerprint *result, Jsonb *request)
 	JsonbValue	value;
 	const bool	skip_nested = false;
 	pg_cryptohash_ctx *ctx;
-	char	   *number;
+	bytea	   *number;
 
 	result->given = request != NULL;
 	if (request == NULL)
@@ -230,6 +233,8 @@ key_fingerprint(IdemFingerprint *result, Jsonb *request)
 	it = JsonbIteratorInit(&request->root);
 	while ((token = JsonbIteratorNext(&it, &value, skip_nested)) != WJB_DONE)
 	{
+		CHECK_FOR_INTERRUPTS();
+
 		switch (token)
 		{
 			case WJB_BEGIN_OBJECT:
@@ -269,9 +274,12 @@ key_fingerprint(IdemFingerprint *result, Jsonb *request)
 								 value.val.string.val, value.val.string.len);
 				break;
 			case jbvNumeric:
-				number = numeric_normalize(value.val.numeric);
-				key_append_bytes(&buf, 'd', number, strlen(number));
-				pfree(number);
+				number = DatumGetByteaPP(
+					DirectFunctionCall1(numeric_send,
+						DirectFunctionCall1(numeric_trim_scale,
+							NumericGetDatum(value.val.numeric))));
+				key_append_bytes(&buf, 'd', VARDATA_ANY(number),
+								 VARSIZE_ANY_EXHDR(number));
 				break;
 			default:
 				elog(ERROR, "unexpected jsonb value type: %d", (int) value.type);

@@ -200,14 +200,15 @@ pending_change(PendingClaim *claim, PendingState state)
 	pending_version_here(claim)->state = state;
 }
 
-/* Somebody wrote the record of a key that we had claimed. */
+/* Somebody wrote or moved the record of a key that we had claimed. */
 void
 pending_raise_lost(const PendingClaim *claim)
 {
 	ereport(ERROR,
 			(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
-			 errmsg("claim of key \"%s\" was lost to another transaction",
+			 errmsg("claim of key \"%s\" was lost",
 					key_name(&claim->key)),
+			 errdetail("Its record was written or moved without the claim."),
 			 errhint("Retry the transaction.")));
 }
 

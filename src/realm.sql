@@ -10,7 +10,8 @@ COMMENT ON TABLE @extschema@.idem_secret IS
 COMMENT ON COLUMN @extschema@.idem_secret.secret IS
 '122 random bits. Whoever can read them can test guesses of other roles'' keys against pg_locks.';
 
--- Readable by nobody: see the comment on the column.
+-- Readable by nobody but superusers and pg_read_all_data: see the comment on the
+-- column.
 REVOKE ALL ON TABLE @extschema@.idem_secret FROM PUBLIC;
 
 INSERT INTO @extschema@.idem_secret VALUES (pg_catalog.gen_random_uuid());

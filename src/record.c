@@ -14,7 +14,8 @@
  * under CurTransactionResourceOwner like the key locks (see lock.c); the other
  * functions rely on it and open the table without locking.  Nobody can
  * drop, rewrite or alter it while a claim is remembered, except the very
- * transaction that holds it.  Indexes are looked up in the open relation
+ * transaction that holds it, which is why a version that was remembered is
+ * looked up again before it is written.  Indexes are looked up in the open relation
  * each time: REINDEX CONCURRENTLY gives them new OIDs under our lock.
  *
  * Snapshots.  A claim must know the truth of now, not of its snapshot, so
@@ -39,17 +40,20 @@
 #include "access/genam.h"
 #include "access/heapam.h"
 #include "access/htup_details.h"
+#include "access/multixact.h"
 #include "access/relscan.h"
 #include "access/table.h"
 #include "access/tableam.h"
 #include "access/xact.h"
 #include "catalog/index.h"
+#include "catalog/pg_am.h"
 #include "catalog/pg_collation.h"
 #include "catalog/pg_type.h"
 #include "executor/tuptable.h"
 #include "miscadmin.h"
 #include "storage/bufmgr.h"
 #include "storage/lmgr.h"
+#include "storage/procarray.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
@@ -109,14 +113,14 @@ static void record_check_index(Relation rel, Oid index_oid);
 pg_noreturn static void record_refuse_shape(Relation rel, const char *detail);
 static SysScanDesc record_begin_scan(Relation rel, Snapshot snapshot,
 									 const IdemKey *key);
-static void record_decode(Relation rel, HeapTuple tuple, IdemRecord *record);
+static void record_decode(Relation rel, HeapTuple tuple, const IdemKey *key,
+						  IdemRecord *record);
+static bool record_text_is(Datum datum, const char *data, int len);
 static void record_encode(Relation rel, const IdemKey *key,
 						  const IdemRecord *record, RecordRow *row);
 static void record_insert_index_entries(Relation rel, const RecordRow *row,
 										ItemPointer tid, bool is_update);
-static TM_Result record_lock_version(const IdemKey *key,
-									 const IdemVersion *version,
-									 LockWaitPolicy policy);
+static TransactionId record_locker_among(MultiXactId multi, uint16 infomask);
 static TM_Result record_delete_version(Relation rel, ItemPointer tid,
 									   bool wait);
 static IdemRecordResult record_result(TM_Result result);
@@ -231,7 +235,11 @@ record_check_shape(Relation rel)
 	list_free(indexes);
 }
 
-/* Indexes are maintained without the executor, which sets limits to them. */
+/*
+ * Indexes are maintained without the executor, which sets limits to them: plain
+ * columns, all rows, entries for every version that is not heap-only.  A
+ * second unique index would refuse rows for reasons that no retry can mend.
+ */
 static void
 record_check_index(Relation rel, Oid index_oid)
 {
@@ -240,11 +248,13 @@ record_check_index(Relation rel, Oid index_oid)
 	Form_pg_index form = index->rd_index;
 	bool		ok;
 
-	ok = form->indimmediate && !form->indisexclusion &&
+	ok = index->rd_rel->relam == BTREE_AM_OID &&
+		form->indimmediate && !form->indisexclusion &&
+		form->indisunique == form->indisprimary &&
 		heap_attisnull(index->rd_indextuple, Anum_pg_index_indexprs, NULL) &&
 		heap_attisnull(index->rd_indextuple, Anum_pg_index_indpred, NULL);
 	if (!ok)
-		record_refuse_shape(rel, psprintf("Index \"%s\" is partial, deferrable, or on expressions.",
+		record_refuse_shape(rel, psprintf("Index \"%s\" is not a plain b-tree: it is unique, partial, deferrable, on expressions, or of another access method.",
 										  RelationGetRelationName(index)));
 
 	if (form->indisprimary)
@@ -282,6 +292,11 @@ record_refuse_shape(Relation rel, const char *detail)
  * transaction; its record is still the one that counts.
  * look->rival without a record: another transaction has inserted one and is
  * not over.
+ *
+ * A race that is accepted: a non-HOT update of the row, committed between our
+ * visits to the index page and to the heap, makes us miss both versions.  Only
+ * rows that are not protected by the lock of the key are updated so.  The claim
+ * then ends at the unique index, with a 40001.
  *
  * look->changed (REPEATABLE READ and SERIALIZABLE only): the current record is
  * neither our own nor visible to the transaction snapshot, or a record visible
@@ -343,7 +358,7 @@ record_look(const IdemKey *key, IdemLook *look)
 		if (committed)
 		{
 			look->found = true;
-			record_decode(rel, tuple, &look->record);
+			record_decode(rel, tuple, key, &look->record);
 		}
 	}
 	systable_endscan(scan);
@@ -362,7 +377,7 @@ record_read(const IdemKey *key, IdemRecord *record)
 	bool		found = HeapTupleIsValid(tuple);
 
 	if (found)
-		record_decode(rel, tuple, record);
+		record_decode(rel, tuple, key, record);
 	systable_endscan(scan);
 	table_close(rel, NoLock);
 	return found;
@@ -388,14 +403,28 @@ record_begin_scan(Relation rel, Snapshot snapshot, const IdemKey *key)
 							  lengthof(scan_keys), scan_keys);
 }
 
+/*
+ * The row that the index led to, as a record.  It must be the row that was asked
+ * for: with a corrupted index it might be another role's.
+ */
 static void
-record_decode(Relation rel, HeapTuple tuple, IdemRecord *record)
+record_decode(Relation rel, HeapTuple tuple, const IdemKey *key,
+			  IdemRecord *record)
 {
 	int			natts = RelationGetDescr(rel)->natts;	/* dropped ones, too */
 	Datum	   *values = palloc(natts * sizeof(Datum));
 	bool	   *isnull = palloc(natts * sizeof(bool));
 
 	heap_deform_tuple(tuple, RelationGetDescr(rel), values, isnull);
+
+	if (DatumGetObjectId(values[Anum_owner - 1]) != key->owner ||
+		!record_text_is(values[Anum_scope - 1], key->scope, key->scope_len) ||
+		!record_text_is(values[Anum_key - 1], key->key, key->key_len))
+		ereport(ERROR,
+				(errcode(ERRCODE_INDEX_CORRUPTED),
+				 errmsg("primary key index of table \"%s\" leads to the wrong row",
+						RelationGetRelationName(rel)),
+				 errhint("Please REINDEX it.")));
 
 	record->version.tid = tuple->t_self;
 	record->expires_at = DatumGetTimestampTz(values[Anum_expires_at - 1]);
@@ -422,6 +451,15 @@ record_decode(Relation rel, HeapTuple tuple, IdemRecord *record)
 
 	record->response = isnull[Anum_response - 1] ? NULL :
 		DatumGetJsonbPCopy(values[Anum_response - 1]);
+}
+
+static bool
+record_text_is(Datum datum, const char *data, int len)
+{
+	text	   *value = DatumGetTextPP(datum);
+
+	return (int) VARSIZE_ANY_EXHDR(value) == len &&
+		memcmp(VARDATA_ANY(value), data, len) == 0;
 }
 
 /* ----------------------------------------------------------------
@@ -473,8 +511,8 @@ record_encode(Relation rel, const IdemKey *key, const IdemRecord *record,
  * Whoever calls this holds the lock of the key and has looked, so a duplicate
  * means that somebody wrote without our lock: an administrator, a logical
  * replication worker.  The row is in the heap by then and the (sub)transaction
- * cannot be saved; *duplicate is set and 40001 raised, since a retry will find
- * that row and be answered properly.
+ * cannot be saved; *duplicate (if wanted) is set and 40001 raised, since a
+ * retry will find that row and be answered properly.
  */
 IdemVersion
 record_insert(const IdemKey *key, const IdemRecord *record, bool *duplicate)
@@ -496,7 +534,8 @@ record_insert(const IdemKey *key, const IdemRecord *record, bool *duplicate)
 		MemoryContextSwitchTo(context);
 		if (geterrcode() == ERRCODE_UNIQUE_VIOLATION)
 		{
-			*duplicate = true;
+			if (duplicate != NULL)
+				*duplicate = true;
 			FlushErrorState();
 			ereport(ERROR,
 					(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
@@ -560,13 +599,6 @@ record_replace(const IdemKey *key, const IdemVersion *version,
 IdemRecordResult
 record_pin(const IdemKey *key, const IdemVersion *version)
 {
-	return record_result(record_lock_version(key, version, LockWaitSkip));
-}
-
-static TM_Result
-record_lock_version(const IdemKey *key, const IdemVersion *version,
-					LockWaitPolicy policy)
-{
 	const uint8 flags = 0;
 	Relation	rel = table_open(key->table, NoLock);
 	TupleTableSlot *slot = table_slot_create(rel, NULL);
@@ -576,10 +608,69 @@ record_lock_version(const IdemKey *key, const IdemVersion *version,
 
 	result = table_tuple_lock(rel, &tid, SnapshotAny, slot,
 							  GetCurrentCommandId(true), LockTupleExclusive,
-							  policy, flags, &failure);
+							  LockWaitSkip, flags, &failure);
 	ExecDropSingleTupleTableSlot(slot);
 	table_close(rel, NoLock);
-	return result;
+	return record_result(result);
+}
+
+/*
+ * A transaction that has a version locked, or InvalidTransactionId if there is
+ * none any more.
+ *
+ * Blocking in table_tuple_lock() instead would wait several times in a row, each
+ * time anew for as long as the caller wanted to wait in all.
+ */
+TransactionId
+record_locker(const IdemKey *key, const IdemVersion *version)
+{
+	Relation	rel = table_open(key->table, NoLock);
+	TupleTableSlot *slot = table_slot_create(rel, NULL);
+	ItemPointerData tid = version->tid;
+	TransactionId locker = InvalidTransactionId;
+
+	if (table_tuple_fetch_row_version(rel, &tid, SnapshotAny, slot))
+	{
+		BufferHeapTupleTableSlot *heap_slot = (BufferHeapTupleTableSlot *) slot;
+		HeapTupleHeader header = heap_slot->base.tuple->t_data;
+		TransactionId xmax;
+		uint16		infomask;
+
+		/* the two must belong together */
+		LockBuffer(heap_slot->buffer, BUFFER_LOCK_SHARE);
+		xmax = HeapTupleHeaderGetRawXmax(header);
+		infomask = header->t_infomask;
+		LockBuffer(heap_slot->buffer, BUFFER_LOCK_UNLOCK);
+
+		if (infomask & HEAP_XMAX_INVALID)
+			locker = InvalidTransactionId;
+		else if (!(infomask & HEAP_XMAX_IS_MULTI))
+			locker = xmax;
+		else
+			locker = record_locker_among(xmax, infomask);
+		if (!TransactionIdIsInProgress(locker))
+			locker = InvalidTransactionId;
+	}
+	ExecDropSingleTupleTableSlot(slot);
+	table_close(rel, NoLock);
+	return locker;
+}
+
+/* Somebody else who is in progress, of those who share a lock. */
+static TransactionId
+record_locker_among(MultiXactId multi, uint16 infomask)
+{
+	const bool	from_pgupgrade = HEAP_LOCKED_UPGRADED(infomask);
+	const bool	only_lock = HEAP_XMAX_IS_LOCKED_ONLY(infomask);
+	MultiXactMember *members;
+	int			nmembers = GetMultiXactIdMembers(multi, &members,
+												 from_pgupgrade, only_lock);
+
+	for (int i = 0; i < nmembers; i++)
+		if (!TransactionIdIsCurrentTransactionId(members[i].xid) &&
+			TransactionIdIsInProgress(members[i].xid))
+			return members[i].xid;
+	return InvalidTransactionId;
 }
 
 static TM_Result
@@ -657,13 +748,10 @@ record_insert_index_entries(Relation rel, const RecordRow *row,
 			isnull[i] = row->isnull[attnum - 1];
 		}
 		if (info->ii_ReadyForInserts)
-		{
 			index_insert(index, values, isnull, tid, rel,
 						 index->rd_index->indisunique ?
 						 UNIQUE_CHECK_YES : UNIQUE_CHECK_NO,
 						 is_update, info);
-			index_insert_cleanup(index, info);
-		}
 		index_close(index, RowExclusiveLock);
 	}
 	list_free(indexes);
@@ -685,34 +773,6 @@ bool
 record_wait_for_xact(TransactionId rival, const IdemWait *wait)
 {
 	return lock_wait_for(wait, record_acquire_xact, &rival);
-}
-
-typedef struct RecordLockWait
-{
-	const IdemKey *key;
-	const IdemVersion *version;
-} RecordLockWait;
-
-static void
-record_acquire_lock(void *arg)
-{
-	RecordLockWait *lock_wait = (RecordLockWait *) arg;
-
-	(void) record_lock_version(lock_wait->key, lock_wait->version,
-							   LockWaitBlock);
-}
-
-/*
- * Wait until nobody has the version locked.  False if time ran out.  What has
- * become of the version must be looked up again.
- */
-bool
-record_wait_for_lock(const IdemKey *key, const IdemVersion *version,
-					 const IdemWait *wait)
-{
-	RecordLockWait lock_wait = {key, version};
-
-	return lock_wait_for(wait, record_acquire_lock, &lock_wait);
 }
 
 /* ----------------------------------------------------------------

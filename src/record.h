@@ -64,12 +64,11 @@ extern IdemRecordResult record_replace(const IdemKey *key,
 									   const IdemRecord *record);
 extern IdemRecordResult record_pin(const IdemKey *key,
 								   const IdemVersion *version);
+extern TransactionId record_locker(const IdemKey *key,
+								   const IdemVersion *version);
 extern IdemRecordResult record_delete(const IdemKey *key,
 									  const IdemVersion *version);
 extern bool record_wait_for_xact(TransactionId rival, const IdemWait *wait);
-extern bool record_wait_for_lock(const IdemKey *key,
-								 const IdemVersion *version,
-								 const IdemWait *wait);
 extern int64 record_expire(int64 max_rows);
 
 static inline void

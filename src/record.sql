@@ -50,6 +50,8 @@ COMMENT ON COLUMN @extschema@.idem_key.response IS
 -- The functions are the only way in: they know whose key is whose.
 REVOKE ALL ON TABLE @extschema@.idem_key FROM PUBLIC;
 
--- What has been done stays done in a restored database.
-SELECT pg_catalog.pg_extension_config_dump('@extschema@.idem_key', '');
+-- What has been done stays done in a restored database; but a role that is gone
+-- would be dumped as a number, which may be somebody else's over there.
+SELECT pg_catalog.pg_extension_config_dump('@extschema@.idem_key',
+	'WHERE EXISTS (SELECT FROM pg_catalog.pg_roles AS r WHERE r.oid OPERATOR(pg_catalog.=) owner)');
 

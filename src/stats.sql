@@ -14,7 +14,8 @@ COMMENT ON FUNCTION @extschema@.idem_own_claims() IS
 'The claims of this transaction; better read through the view idem_in_flight.';
 
 /*
- * Another transaction's claim is nothing but a lock (18756 is class 0x4944),
+ * Another transaction's claim is nothing but a lock (18756 is class 0x4944, and
+ * claims beyond max_locks_per_transaction, held by rows, do not show at all),
  * and the name of the key is hidden in its hash.  The lock of a prepared
  * transaction has no process, but is held under the same virtual transaction
  * as the lock on the transaction ID that pg_prepared_xacts names.

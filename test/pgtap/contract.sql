@@ -200,8 +200,8 @@ SELECT results_eq(
 	$$SELECT e.config::regclass::text, e.condition COLLATE "default" FROM pg_extension,
 		LATERAL unnest(extconfig, extcondition) AS e(config, condition)
 	   WHERE extname = 'idempotency'$$,
-	$$VALUES ('idem_key', '')$$,
-	'all of idem_key is dumped, and nothing else');
+	$$VALUES ('idem_key', 'WHERE EXISTS (SELECT FROM pg_catalog.pg_roles AS r WHERE r.oid OPERATOR(pg_catalog.=) owner)')$$,
+	'of idem_key the rows of living roles are dumped, and nothing else');
 
 -- Everything is explained where it is.
 

@@ -237,34 +237,32 @@ record_check_shape(Relation rel)
 
 /*
  * Indexes are maintained without the executor, which sets limits to them: plain
- * columns, all rows, entries for every version that is not heap-only.  A
- * second unique index would refuse rows for reasons that no retry can mend.
+ * columns, all rows, entries for every version that is not heap-only.  A unique
+ * index on anything else than the key would refuse rows for reasons that no
+ * retry can mend; one on the key is what REINDEX CONCURRENTLY makes for a while.
  */
 static void
 record_check_index(Relation rel, Oid index_oid)
 {
-	static const AttrNumber primary_key[] = {Anum_key, Anum_scope, Anum_owner};
+	static const AttrNumber key_columns[] = {Anum_key, Anum_scope, Anum_owner};
 	Relation	index = index_open(index_oid, AccessShareLock);
 	Form_pg_index form = index->rd_index;
-	bool		ok;
+	bool		on_key;
 
-	ok = index->rd_rel->relam == BTREE_AM_OID &&
-		form->indimmediate && !form->indisexclusion &&
-		form->indisunique == form->indisprimary &&
-		heap_attisnull(index->rd_indextuple, Anum_pg_index_indexprs, NULL) &&
-		heap_attisnull(index->rd_indextuple, Anum_pg_index_indpred, NULL);
-	if (!ok)
+	on_key = form->indnkeyatts == lengthof(key_columns);
+	for (int i = 0; on_key && i < (int) lengthof(key_columns); i++)
+		on_key = form->indkey.values[i] == key_columns[i];
+
+	if (form->indisprimary && !on_key)
+		record_refuse_shape(rel, "Its primary key is not (key, scope, owner).");
+	if (index->rd_rel->relam != BTREE_AM_OID ||
+		!form->indimmediate ||
+		form->indisexclusion ||
+		(form->indisunique && !on_key) ||
+		!heap_attisnull(index->rd_indextuple, Anum_pg_index_indexprs, NULL) ||
+		!heap_attisnull(index->rd_indextuple, Anum_pg_index_indpred, NULL))
 		record_refuse_shape(rel, psprintf("Index \"%s\" is not a plain b-tree: it is unique, partial, deferrable, on expressions, or of another access method.",
 										  RelationGetRelationName(index)));
-
-	if (form->indisprimary)
-	{
-		ok = form->indnkeyatts == lengthof(primary_key);
-		for (int i = 0; ok && i < (int) lengthof(primary_key); i++)
-			ok = form->indkey.values[i] == primary_key[i];
-		if (!ok)
-			record_refuse_shape(rel, "Its primary key is not (key, scope, owner).");
-	}
 	index_close(index, AccessShareLock);
 }
 

@@ -64,11 +64,13 @@ SELECT length(idem_finish('k', to_jsonb(repeat('r', 1000)))::text);
 COMMIT;
 SELECT length(response::text) FROM idem_claim('k');
 
--- settings
+-- settings (the server's own words, which differ between versions)
+\set VERBOSITY sqlstate
 SET idempotency.default_ttl = '0';
 SET idempotency.default_ttl = '-1 h';
 SET idempotency.max_response_size = '0';
 SET idempotency.no_such_setting = 1;
+\set VERBOSITY default
 
 -- where one cannot claim
 BEGIN READ ONLY;

@@ -14,13 +14,13 @@ MODULE_big  = idempotency
 PGFILEDESC  = "idempotency - create-or-return-existing semantics inside a transaction"
 
 # One room, one object; the order is that of the house, from the door down.
-ROOMS       = idempotency claim janitor stats pending record lock key realm
+ROOMS       = idempotency claim janitor stats pending record lock key backoff realm
 OBJS        = $(ROOMS:%=src/%.o)
 
 # The install script is assembled from the rooms' own declarations: tables
 # first, then the functions that stand on them, then the views.
 SCRIPT      = sql/$(EXTENSION)--$(EXTVERSION).sql
-SCRIPT_SRC  = src/idempotency.sql src/realm.sql src/record.sql src/claim.sql \
+SCRIPT_SRC  = src/idempotency.sql src/realm.sql src/backoff.sql src/record.sql src/claim.sql \
               src/janitor.sql src/stats.sql src/privileges.sql
 DATA_built  = $(SCRIPT)
 

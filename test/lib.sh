@@ -195,7 +195,9 @@ make_server()
 	cp -RL "$bin/." "$pg$bin"
 	cp -Rs "$share/." "$pg$share"
 	cp -Rs "$lib/." "$pg$lib"
-	rm -f "$pg$share/extension/idempotency"[.-]* "$pg$lib/idempotency.so"
+	# the extension may be installed in the system, too
+	rm -rf "$pg$share/extension/idempotency"[.-]* "$pg$lib/idempotency.so" \
+		"$pg$lib/bitcode/idempotency"*
 	for dir in --includedir --pkgincludedir --includedir-server --libdir; do
 		dir=$("$PG_CONFIG" "$dir")
 		[ ! -e "$dir" ] || [ -e "$pg$dir" ] ||

@@ -9,7 +9,7 @@ CREATE SCHEMA idem;
 CREATE EXTENSION idempotency SCHEMA idem;
 SET LOCAL search_path = public, idem;
 
-SELECT plan(52);
+SELECT plan(55);
 
 -- What belongs to the extension; newer releases count row types of tables, and
 -- array types, which come by themselves.
@@ -41,7 +41,7 @@ SELECT set_eq(
 	$$SELECT p.proname::text FROM members AS m
 	    JOIN pg_proc AS p ON m.classid = 'pg_proc'::regclass AND p.oid = m.objid$$,
 	ARRAY['idem_claim', 'idem_finish', 'idem_release', 'idem_lookup',
-		  'idem_forget', 'idem_expire', 'idem_own_claims'],
+		  'idem_forget', 'idem_expire', 'idem_backoff', 'idem_own_claims'],
 	'functions');
 SELECT set_eq(
 	$$SELECT c.relname::text, c.relkind::text FROM members AS m
@@ -76,6 +76,9 @@ INSERT INTO signature VALUES
  'SETOF record'),
 ('idem_forget', 'key text, scope text DEFAULT ''''::text', 'boolean'),
 ('idem_expire', 'max_rows integer DEFAULT 10000', 'bigint'),
+('idem_backoff',
+ 'attempt integer, base interval, cap interval, jitter text DEFAULT ''full''::text',
+ 'interval'),
 ('idem_own_claims',
  'OUT owner regrole, OUT scope text, OUT key text, OUT state text, OUT since timestamp with time zone',
  'SETOF record');
@@ -95,7 +98,8 @@ SELECT is(count(*), 1::bigint, 'one signature for ' || s.name)
 SELECT results_eq(
 	$$SELECT proname::text COLLATE "default", provolatile::text, proparallel::text FROM pg_proc
 	   WHERE pronamespace = 'idem'::regnamespace ORDER BY proname COLLATE "C"$$,
-	$$VALUES ('idem_claim', 'v', 'u'), ('idem_expire', 'v', 'u'),
+	$$VALUES ('idem_backoff', 'v', 'r'),
+			 ('idem_claim', 'v', 'u'), ('idem_expire', 'v', 'u'),
 			 ('idem_finish', 'v', 'u'), ('idem_forget', 'v', 'u'),
 			 ('idem_lookup', 's', 'r'), ('idem_own_claims', 'v', 'r'),
 			 ('idem_release', 'v', 'u')$$,

@@ -214,7 +214,12 @@ claim_decide(const ClaimRequest *request, ClaimAnswer *answer)
 		locked = locked || lock_key_try(key->hash);
 		record_look(key, &look);
 		if (look.changed)
+		{
+			/* somebody is at it: the answer is true in any snapshot */
+			if (!locked && request->wait.mode == IDEM_WAIT_NONE)
+				return;
 			claim_raise_changed(key);
+		}
 		if (look.found && claim_answer_from(request, &look.record, answer))
 		{
 			if (locked)

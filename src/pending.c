@@ -186,6 +186,7 @@ pending_remember(const IdemKey *key, const PendingWork *work, bool locked)
 
 	version->state = PENDING_CLAIMED;
 	version->work = *work;
+	claim->lost = false;
 	if (locked && !claim->locked)
 	{
 		claim->locked = true;

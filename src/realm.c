@@ -116,32 +116,37 @@ realm_schema(void)
 static void
 realm_load(void)
 {
-	Oid			schema = realm_schema();
 	Oid			key_table;
 	Oid			secret_table;
-	Relation	rel = NULL;
+	Relation	rel;
 	SysScanDesc scan;
 	HeapTuple	tuple;
 	bool		isnull = true;
 	Datum		datum;
 
-	if (!OidIsValid(schema))
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_OBJECT),
-				 errmsg("extension \"%s\" is not installed in this database",
-						"idempotency"),
-				 errhint("Use CREATE EXTENSION idempotency.")));
+	/* again, if the extension is dropped while we wait for its table */
+	do
+	{
+		Oid			schema = realm_schema();
 
-	key_table = get_relname_relid("idem_key", schema);
-	secret_table = get_relname_relid("idem_secret", schema);
-	if (OidIsValid(key_table) && OidIsValid(secret_table))
+		if (!OidIsValid(schema))
+			ereport(ERROR,
+					(errcode(ERRCODE_UNDEFINED_OBJECT),
+					 errmsg("extension \"%s\" is not installed in this database",
+							"idempotency"),
+					 errhint("Use CREATE EXTENSION idempotency.")));
+
+		key_table = get_relname_relid("idem_key", schema);
+		secret_table = get_relname_relid("idem_secret", schema);
+		if (!OidIsValid(key_table) || !OidIsValid(secret_table))
+			ereport(ERROR,
+					(errcode(ERRCODE_UNDEFINED_TABLE),
+					 errmsg("a table of extension \"%s\" is missing",
+							"idempotency"),
+					 errhint("Drop the extension and create it again.")));
+
 		rel = try_table_open(secret_table, AccessShareLock);
-	if (rel == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_TABLE),
-				 errmsg("a table of extension \"%s\" is missing",
-						"idempotency"),
-				 errhint("Drop the extension and create it again.")));
+	} while (rel == NULL);
 
 	scan = systable_beginscan(rel, InvalidOid, false, NULL, 0, NULL);
 	tuple = systable_getnext(scan);

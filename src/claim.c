@@ -1,13 +1,14 @@
 /*-------------------------------------------------------------------------
  *
  * claim.c
- *	  The protocol: claim, finish, release, lookup, forget.
+ *	  The protocol, and its first half: idem_claim.
  *
  * Words
  *
  *	key			what (owner, scope, key) names: one logical operation
  *	claim		the right to do the work of a key; at most one holder
- *	record		the row of a finished key, with the response that it replays
+ *	record		the row of a key that is finished, has failed, or is leased
+ *	lease		a claim that is itself a committed record, see lease.c
  *	outcome		what a claim answers; a normal answer is never an error,
  *				since an error would abort the caller's transaction
  *
@@ -26,14 +27,20 @@
  *
  *	1. This transaction has claimed the key already: in_progress.
  *	2. Try the lock, and look at the record, by a snapshot of this moment.
- *	3. A live record: give the lock back and replay, or mismatch.  This holds
- *	   without the lock, too, so replays of one key never queue.
- *	4. Not got the lock: somebody is at it.  Wait as the caller allows; with
+ *	3. A record that counts: give the lock back and answer (replayed, mismatch,
+ *	   failed, held, retry_later).  This holds without the lock, too, so replays
+ *	   of one key never queue.
+ *	4. A live lease: give the lock back, for its holder may need it.  Busy, or
+ *	   wait for the lease as the caller allows, and start again.
+ *	5. Not got the lock: somebody is at it.  Wait as the caller allows; with
  *	   the lock, look again, for that somebody may have finished.
- *	5. Somebody without the lock is changing the record (expiry, forget): wait
- *	   for the end of that transaction, and look again.
- *	6. No record, or an expired one, which is then pinned by a tuple lock so
- *	   that it is neither removed nor claimed by others: claimed.
+ *	6. Somebody without the lock is changing the record (expiry, forget, the
+ *	   holder of a lease): wait for the end of that transaction, start again.
+ *	7. No record, or one that may be claimed over: expired, a failure whose time
+ *	   has come, a lease that ran out under policy "rerun", or our own holder's
+ *	   lease.  Pin it by a tuple lock, so that nobody else changes it: claimed.
+ *
+ * What makes the claim last is decided in claim_hold().
  *
  * Isolation.  Under READ COMMITTED the look is newer than the snapshot of the
  * statement that called idem_claim.  Under REPEATABLE READ and SERIALIZABLE a
@@ -47,7 +54,6 @@
  */
 #include "postgres.h"
 
-#include "access/detoast.h"
 #include "access/htup_details.h"
 #include "access/xact.h"
 #include "catalog/pg_type.h"
@@ -60,144 +66,123 @@
 #include "utils/timestamp.h"
 #include "utils/typcache.h"
 
+#include "args.h"
 #include "claim.h"
 #include "compat.h"
 #include "errors.h"
 #include "key.h"
+#include "lease.h"
 #include "lock.h"
 #include "pending.h"
 #include "record.h"
-
-/* Settings, see idempotency.c. */
-int			claim_default_ttl = SECS_PER_DAY;
-int			claim_max_response_size = 8 * 1024;
-
-/* No record is kept for less. */
-#define CLAIM_MIN_TTL_USEC	1000
 
 /* What idem_claim was asked. */
 typedef struct ClaimRequest
 {
 	IdemKey		key;
+	bool		has_ttl;		/* else the settings decide */
 	Interval	ttl;
 	IdemFingerprint fingerprint;
 	IdemWait	wait;
+	bool		leased;			/* else transactional */
+	TimestampTz lease_until;
+	IdemTakeover takeover;
+	char	   *holder;			/* NULL for none */
 } ClaimRequest;
 
-/* What idem_claim answers, in SQL a row of type idem_claim_answer. */
-#define CLAIM_ANSWER_COLUMNS	5
-
-typedef struct ClaimAnswer
+/* What a record says to a claim. */
+typedef enum ClaimVerdict
 {
-	const char *outcome;
-	Jsonb	   *response;		/* NULL for none */
-	int			attempt;		/* 0 for none */
-} ClaimAnswer;
+	CLAIM_OPEN,					/* nothing: the key may be claimed */
+	CLAIM_LEASED,				/* a lease is live: come again at retry_at */
+	CLAIM_ANSWERED				/* the last word */
+} ClaimVerdict;
 
 PG_FUNCTION_INFO_V1(idem_claim);
-PG_FUNCTION_INFO_V1(idem_finish);
-PG_FUNCTION_INFO_V1(idem_release);
-PG_FUNCTION_INFO_V1(idem_lookup);
-PG_FUNCTION_INFO_V1(idem_forget);
 
 static void claim_decide(const ClaimRequest *request, ClaimAnswer *answer);
-static void claim_hold(const ClaimRequest *request,
-					   const IdemVersion *expired);
-static bool claim_answer_from(const ClaimRequest *request,
-							  const IdemRecord *record, ClaimAnswer *answer);
-static void claim_write(PendingClaim *pending, const IdemRecord *record);
-static bool claim_row_is_there(PendingClaim *pending);
-static PendingClaim *claim_pending(const IdemKey *key);
-static bool claim_is_live(const IdemRecord *record, TimestampTz now);
-pg_noreturn static void claim_raise_changed(const IdemKey *key);
-pg_noreturn static void claim_raise_not_ours(const IdemKey *key);
-static void claim_must_be_allowed(const char *function);
-static void claim_make_key(IdemKey *key, FunctionCallInfo fcinfo,
-						   int key_arg, int scope_arg);
-static void claim_make_ttl(Interval *ttl, const Interval *given);
-static void claim_make_wait(IdemWait *wait, const Interval *given);
-static TimestampTz claim_expiry(TimestampTz from, const Interval *ttl);
-static Datum claim_answer_row(FunctionCallInfo fcinfo,
-							  Datum *values, bool *isnull);
-
-/* ----------------------------------------------------------------
- *						idem_claim
- * ----------------------------------------------------------------
- */
+static ClaimVerdict claim_hear(const ClaimRequest *request,
+							   const IdemRecord *record, ClaimAnswer *answer);
+static bool claim_is_own_lease(const ClaimRequest *request,
+							   const IdemRecord *record);
+static bool claim_hold(const ClaimRequest *request, const IdemRecord *under,
+					   ClaimAnswer *answer);
+static bool claim_hold_by_lease(const ClaimRequest *request,
+								const IdemRecord *under,
+								const PendingWork *work, ClaimAnswer *answer);
+static IdemTakeover claim_takeover_argument(const char *name);
 
 /*
- * idem_claim(key text, ttl interval, request jsonb, scope text, wait interval)
+ * idem_claim(key text, ttl interval, request jsonb, scope text, wait interval,
+ *			  lease interval, takeover text, holder text)
  *		-> (outcome text, response jsonb, token bigint, attempt int,
  *			retry_after interval)
  *
- * Claims the key for the rest of the transaction, or tells why not.
+ * Claims the key, or tells why not.
  *
  *	key			1 to 512 bytes
- *	ttl			how long the record is kept after the finish, at least 1 ms;
- *				NULL: idempotency.default_ttl
+ *	ttl			how long the record is kept after the finish (or the failure, or
+ *				the end of the lease), at least 1 ms; NULL: the settings
  *	request		what the operation was asked to do; compared with that of the
  *				record by fingerprint; NULL never differs
  *	scope		up to 128 bytes
- *	wait		NULL: until a rival transaction ends; 0: not at all; else at
- *				most so long
+ *	wait		NULL: until a rival transaction ends, but not for a lease; 0: not
+ *				at all; else at most so long, for transactions and leases
+ *	lease		NULL: a claim for the rest of the transaction; else a claim that
+ *				outlives it and is valid so long, at least 1 ms
+ *	takeover	what shall happen when this lease runs out: rerun, fail or hold
+ *	holder		names one request, up to 512 bytes: the same holder gets its own
+ *				live lease again, with a new token
  *
- * "token" and "retry_after" belong to leases and failures: a transactional
- * claim has no token, and its end cannot be foretold.  Parameters to come are
- * added behind "wait".
+ * A transactional claim takes ROW EXCLUSIVE on idem_key and an advisory lock of
+ * class 0x4944, both until the end of the transaction.  A leased claim writes
+ * the record.  May block, see "wait".  Claiming over a record takes a
+ * transaction ID, and so does claiming more keys than a transaction may lock;
+ * a transactional claim else takes none.
  *
- * Takes ROW EXCLUSIVE on idem_key and, if claimed, an advisory lock of class
- * 0x4944, both until the end of the transaction.  May block, see "wait".
- * Claiming over an expired record takes a transaction ID, and so does claiming
- * more keys than a transaction may lock; nothing else does.
- *
- * Raises 22004 and 22023 (bad arguments), 22008 (ttl out of range), 54000 (too
- * long), 25006 (read-only transaction, standby), 40001 (isolation, see above).
+ * Raises 22004 and 22023 (bad arguments), 22008 (interval out of range), 54000
+ * (too long), 25006 (read-only transaction, standby), 40001 (isolation, see
+ * above).
  */
 Datum
 idem_claim(PG_FUNCTION_ARGS)
 {
 	ClaimRequest request;
-	ClaimAnswer answer;
-	Datum		values[CLAIM_ANSWER_COLUMNS];
-	bool		isnull[CLAIM_ANSWER_COLUMNS] = {false, true, true, true, true};
+	ClaimAnswer answer = {.outcome = "in_progress"};
 
-	claim_must_be_allowed("idem_claim()");
+	args_may_write("idem_claim()");
 	record_open(true);
-	claim_make_key(&request.key, fcinfo, 0, 3);
-	claim_make_ttl(&request.ttl,
-				   PG_ARGISNULL(1) ? NULL : PG_GETARG_INTERVAL_P(1));
+	args_key(&request.key, fcinfo, 0, 3);
+	request.has_ttl = args_ttl(&request.ttl, fcinfo, 1);
 	key_fingerprint(&request.fingerprint,
 					PG_ARGISNULL(2) ? NULL : PG_GETARG_JSONB_P(2));
-	claim_make_wait(&request.wait,
-					PG_ARGISNULL(4) ? NULL : PG_GETARG_INTERVAL_P(4));
+	args_wait(&request.wait, fcinfo, 4);
+	request.leased = !PG_ARGISNULL(5);
+	if (request.leased)
+		request.lease_until = args_lease_end(fcinfo, 5);
+	request.takeover = claim_takeover_argument(PG_ARGISNULL(6) ? NULL :
+											   text_to_cstring(PG_GETARG_TEXT_PP(6)));
+	request.holder = PG_ARGISNULL(7) ? NULL :
+		text_to_cstring(PG_GETARG_TEXT_PP(7));
+	if (request.holder != NULL && strlen(request.holder) > IDEM_MAX_KEY_LEN)
+		ereport(ERROR,
+				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+				 errmsg("%s is too long", "holder"),
+				 errdetail("It has %d bytes, the limit is %d.",
+						   (int) strlen(request.holder), IDEM_MAX_KEY_LEN),
+				 errhint("Use a digest of the long value instead.")));
 
 	claim_decide(&request, &answer);
-
-	values[0] = CStringGetTextDatum(answer.outcome);
-	if (answer.response != NULL)
-	{
-		values[1] = JsonbPGetDatum(answer.response);
-		isnull[1] = false;
-	}
-	if (answer.attempt > 0)
-	{
-		values[3] = Int32GetDatum(answer.attempt);
-		isnull[3] = false;
-	}
-	PG_RETURN_DATUM(claim_answer_row(fcinfo, values, isnull));
+	PG_RETURN_DATUM(claim_answer_row(fcinfo, &answer));
 }
 
 static void
 claim_decide(const ClaimRequest *request, ClaimAnswer *answer)
 {
 	const IdemKey *key = &request->key;
-	PendingClaim *pending = claim_pending(key);
+	PendingClaim *pending = pending_unfinished(key);
 	bool		locked = false;
-	IdemLook	look;
-
-	answer->outcome = "in_progress";
-	answer->response = NULL;
-	answer->attempt = 0;
+	int			pauses = 0;
 
 	if (pending != NULL)
 	{
@@ -209,6 +194,9 @@ claim_decide(const ClaimRequest *request, ClaimAnswer *answer)
 
 	for (;;)
 	{
+		IdemLook	look;
+		ClaimVerdict verdict;
+
 		CHECK_FOR_INTERRUPTS();
 
 		locked = locked || lock_key_try(key->hash);
@@ -218,13 +206,19 @@ claim_decide(const ClaimRequest *request, ClaimAnswer *answer)
 			/* somebody is at it: the answer is true in any snapshot */
 			if (!locked && request->wait.mode == IDEM_WAIT_NONE)
 				return;
-			claim_raise_changed(key);
+			record_raise_changed(key);
 		}
-		if (look.found && claim_answer_from(request, &look.record, answer))
+		verdict = look.found ?
+			claim_hear(request, &look.record, answer) : CLAIM_OPEN;
+		if (verdict != CLAIM_OPEN)
 		{
 			if (locked)
 				lock_key_give_back(key->hash);
-			return;
+			locked = false;
+			if (verdict == CLAIM_ANSWERED ||
+				!lock_pause(&request->wait, answer->retry_at, pauses++))
+				return;
+			continue;
 		}
 
 		if (!locked)
@@ -266,497 +260,253 @@ claim_decide(const ClaimRequest *request, ClaimAnswer *answer)
 				continue;
 		}
 
-		claim_hold(request, look.found ? &look.record.version : NULL);
-		answer->outcome = "claimed";
-		answer->attempt = 1;
-		return;
+		if (claim_hold(request, look.found ? &look.record : NULL, answer))
+			return;
 	}
 }
 
 /*
- * The key is ours: its lock is held, and an expired record of it is pinned.
- * Make that last to the end of the transaction.
- *
- * Normally the lock is kept and nothing is written.  A transaction that holds
- * as many locks as it may writes the row ahead instead, for idem_finish to
- * update, and gives the lock back: others then find the row, uncommitted, and
- * wait for our transaction.  An expired record need not even be written, since
- * the tuple lock on it does the same.
+ * What a record says to a claim.  Unless it leaves the key open, the answer is
+ * filled in.
  */
-static void
-claim_hold(const ClaimRequest *request, const IdemVersion *expired)
+static ClaimVerdict
+claim_hear(const ClaimRequest *request, const IdemRecord *record,
+		   ClaimAnswer *answer)
 {
-	const IdemKey *key = &request->key;
-	bool		keep_lock = pending_may_lock(key);
-	PendingWork work;
+	TimestampTz now = GetCurrentTimestamp();
 
-	work.claimed_at = GetCurrentTimestamp();
-	work.ttl = request->ttl;
-	work.fingerprint = request->fingerprint;
-	work.row_is_ours = false;
-	if (expired != NULL)
-		work.row = *expired;
-	else if (keep_lock)
-		record_no_version(&work.row);
-	else
+	answer->outcome = "in_progress";
+	answer->retry_at = 0;
+	if (!record_is_live(record, now))
+		return CLAIM_OPEN;
+	if (key_fingerprints_differ(&request->fingerprint, &record->fingerprint))
 	{
-		IdemRecord	ahead;
-
-		ahead.finished = false;
-		ahead.claimed_at = work.claimed_at;
-		ahead.expires_at = DT_NOEND;
-		ahead.fingerprint = work.fingerprint;
-		ahead.response = NULL;
-		work.row = record_insert(key, &ahead, NULL);
-		work.row_is_ours = true;
+		answer->outcome = "mismatch";
+		return CLAIM_ANSWERED;
 	}
-	pending_remember(key, &work, keep_lock);
-	if (!keep_lock)
-		lock_key_give_back(key->hash);
+
+	switch (record->state)
+	{
+		case IDEM_FINISHED:
+			answer->outcome = "replayed";
+			break;
+
+		case IDEM_FAILED:
+			answer->outcome = "failed";
+			break;
+
+		case IDEM_RETRY:
+			if (record->retry_at <= now)
+				return CLAIM_OPEN;
+			answer->outcome = "retry_later";
+			answer->retry_at = record->retry_at;
+			break;
+
+		case IDEM_IN_PROGRESS:
+			if (record->lease.until > now)
+			{
+				if (claim_is_own_lease(request, record))
+					return CLAIM_OPEN;
+				answer->retry_at = record->lease.until;
+				return CLAIM_LEASED;
+			}
+			if (record->lease.takeover == IDEM_RERUN)
+				return CLAIM_OPEN;
+			answer->outcome = record->lease.takeover == IDEM_HOLD ?
+				"held" : "failed";
+			break;
+
+		default:
+			ereport(ERROR,
+					(errcode(ERRCODE_DATA_CORRUPTED),
+					 errmsg("record of key \"%s\" has an unknown state",
+							key_name(&request->key))));
+	}
+
+	answer->response = record->response;
+	answer->attempt = record->attempt;
+	return CLAIM_ANSWERED;
 }
 
-/* The answer that a record gives; false if it has expired and gives none. */
+/* Is this the lease of the same holder, who asks for it again? */
 static bool
-claim_answer_from(const ClaimRequest *request, const IdemRecord *record,
-				  ClaimAnswer *answer)
+claim_is_own_lease(const ClaimRequest *request, const IdemRecord *record)
 {
-	if (!claim_is_live(record, GetCurrentTimestamp()))
-		return false;
+	return request->leased &&
+		request->holder != NULL &&
+		record->lease.holder != NULL &&
+		strcmp(request->holder, record->lease.holder) == 0;
+}
 
-	if (key_fingerprints_differ(&request->fingerprint, &record->fingerprint))
-		answer->outcome = "mismatch";
+/*
+ * The key is ours: its lock is held, and the record under the claim, if there is
+ * one, is pinned.  Make that last.  False: look again.
+ *
+ * A lease is written into the record; its lock is not needed any more.
+ *
+ * For a transactional claim normally the lock is kept and nothing is written.
+ * A transaction that holds as many locks as it may writes the row ahead
+ * instead, for idem_finish to update, and gives the lock back: others then find
+ * the row, uncommitted, and wait for our transaction.  A record under the
+ * claim need not even be written, since the tuple lock on it does the same.
+ */
+static bool
+claim_hold(const ClaimRequest *request, const IdemRecord *under,
+		   ClaimAnswer *answer)
+{
+	const IdemKey *key = &request->key;
+	bool		keep_lock;
+	PendingWork work;
+
+	memset(&work, 0, sizeof(work));
+	work.claimed_at = GetCurrentTimestamp();
+	work.has_ttl = request->has_ttl;
+	work.ttl = request->ttl;
+	work.fingerprint = request->fingerprint;
+	work.attempt = 1;
+	record_no_version(&work.row);
+	if (under != NULL)
+	{
+		work.row = under->version;
+
+		/* the same life of the key goes on, unless the record has expired */
+		if (record_is_live(under, work.claimed_at))
+		{
+			work.attempt = under->attempt + 1;
+			if (claim_is_own_lease(request, under) &&
+				under->state == IDEM_IN_PROGRESS &&
+				under->lease.until > work.claimed_at)
+				work.attempt = under->attempt;
+			if (!work.fingerprint.given)
+				work.fingerprint = under->fingerprint;
+		}
+	}
+
+	if (request->leased)
+	{
+		if (!claim_hold_by_lease(request, under, &work, answer))
+		{
+			answer->token = 0;
+			return false;
+		}
+		lock_key_give_back(key->hash);
+	}
 	else
 	{
-		answer->outcome = "replayed";
-		answer->response = record->response;
-		answer->attempt = 1;
+		keep_lock = pending_may_lock(key);
+		if (under == NULL && !keep_lock)
+		{
+			IdemRecord	ahead;
+
+			memset(&ahead, 0, sizeof(ahead));
+			ahead.state = IDEM_IN_PROGRESS;
+			ahead.attempt = work.attempt;
+			ahead.claimed_at = work.claimed_at;
+			ahead.expires_at = DT_NOEND;
+			ahead.fingerprint = work.fingerprint;
+			if (!record_try_insert(key, &ahead, &work.row))
+				return false;
+			work.row_is_ours = true;
+		}
+		pending_remember(key, &work, keep_lock);
+		if (!keep_lock)
+			lock_key_give_back(key->hash);
 	}
+
+	answer->outcome = "claimed";
+	answer->response = NULL;
+	answer->attempt = work.attempt;
+	answer->retry_at = 0;
 	return true;
 }
 
-/* ----------------------------------------------------------------
- *						idem_finish, idem_release
- * ----------------------------------------------------------------
- */
-
-/*
- * idem_finish(key text, response jsonb, scope text) -> jsonb
- *
- * Writes the record of a key that this transaction has claimed, and returns
- * the response.  It becomes visible, and the work final, with the commit.
- *
- *	response	what every repeat gets, up to idempotency.max_response_size;
- *				NULL is a response like any other
- *
- * Raises ID001 (not claimed by this transaction), ID002 (finished already),
- * 40001 (somebody wrote the record without the lock), 54000 (response too
- * large), 25006.  Takes a transaction ID.  Does not block, but for such a
- * writer without the lock.
- */
-Datum
-idem_finish(PG_FUNCTION_ARGS)
+static bool
+claim_hold_by_lease(const ClaimRequest *request, const IdemRecord *under,
+					const PendingWork *work, ClaimAnswer *answer)
 {
-	IdemKey		key;
-	PendingClaim *pending;
-	const PendingWork *work;
 	IdemRecord	record;
+	IdemVersion version;
 
-	claim_must_be_allowed("idem_finish()");
-	record_open(true);
-	claim_make_key(&key, fcinfo, 0, 2);
-
-	pending = claim_pending(&key);
-	if (pending == NULL)
-		claim_raise_not_ours(&key);
-	work = &pending->top->work;
-
-	record.response = NULL;
-	if (!PG_ARGISNULL(1))
-	{
-		Size		limit = (Size) claim_max_response_size * 1024;
-		Size		size = toast_raw_datum_size(PG_GETARG_DATUM(1)) - VARHDRSZ;
-
-		if (size > limit)
-			ereport(ERROR,
-					(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
-					 errmsg("response of key \"%s\" is too large",
-							key_name(&key)),
-					 errdetail("It has %zu bytes, the limit is %zu.",
-							   size, limit),
-					 errhint("Store the data elsewhere and a reference to it here, or raise \"idempotency.max_response_size\".")));
-		record.response = PG_GETARG_JSONB_P(1);
-	}
-	record.finished = true;
+	memset(&record, 0, sizeof(record));
+	record.state = IDEM_IN_PROGRESS;
+	record.attempt = work->attempt;
 	record.claimed_at = work->claimed_at;
-	record.finished_at = GetCurrentTimestamp();
-	record.expires_at = claim_expiry(record.finished_at, &work->ttl);
+	record.expires_at = args_expiry(request->lease_until,
+									work->has_ttl ? &work->ttl : NULL,
+									ARGS_ABANDONED);
 	record.fingerprint = work->fingerprint;
+	record.lease.token = lease_new_token();
+	record.lease.until = request->lease_until;
+	record.lease.takeover = request->takeover;
+	record.lease.has_ttl = work->has_ttl;
+	record.lease.ttl = work->ttl;
+	record.lease.holder = request->holder;
 
-	claim_write(pending, &record);
-	pending_change(pending, PENDING_FINISHED);
+	/* the same holder's lease gets longer, never shorter */
+	if (under != NULL && claim_is_own_lease(request, under) &&
+		under->state == IDEM_IN_PROGRESS &&
+		under->attempt == work->attempt &&
+		under->lease.until > record.lease.until)
+		record.lease.until = under->lease.until;
 
-	if (PG_ARGISNULL(1))
-		PG_RETURN_NULL();
-	PG_RETURN_DATUM(PG_GETARG_DATUM(1));
+	answer->token = record.lease.token;
+	if (under == NULL)
+		return record_try_insert(&request->key, &record, &version);
+	return record_replace(&request->key, &under->version, &record) == IDEM_RECORD_OK;
 }
 
-/* Write the record of a claim, over the row under it if there is one. */
-static void
-claim_write(PendingClaim *pending, const IdemRecord *record)
+static IdemTakeover
+claim_takeover_argument(const char *name)
 {
-	const IdemKey *key = &pending->key;
-	const PendingWork *work = &pending->top->work;
-
-	if (!claim_row_is_there(pending))
-		(void) record_insert(key, record, &pending->lost);
-	else if (record_replace(key, &work->row, record) != IDEM_RECORD_OK)
-	{
-		pending->lost = true;
-		pending_raise_lost(pending);
-	}
-}
-
-/*
- * Is the row still there that was under the claim when it was made?  False if
- * there was none, too.
- *
- * A row written ahead is our own, and an expired record was pinned, so nobody
- * else can have touched them.  This very transaction may have forgotten an
- * expired record, which does no harm, or rewritten the whole table, which does.
- */
-static bool
-claim_row_is_there(PendingClaim *pending)
-{
-	const PendingWork *work = &pending->top->work;
-	IdemLook	look;
-
-	if (!record_is_version(&work->row))
-		return false;
-
-	record_look(&pending->key, &look);
-	if (look.found ?
-		!record_same_version(&look.record.version, &work->row) :
-		work->row_is_ours)
-	{
-		pending->lost = true;
-		pending_raise_lost(pending);
-	}
-	return look.found;
-}
-
-/*
- * idem_release(key text, scope text) -> void
- *
- * Gives up a claim of this transaction: the transaction may commit without a
- * finish, and the next claim starts afresh.  Others who wait for the key go on
- * waiting until the transaction ends, since until then it may be undone.
- *
- * Raises ID001, ID002, 40001 and 25006 like idem_finish.  Never blocks.
- */
-Datum
-idem_release(PG_FUNCTION_ARGS)
-{
-	IdemKey		key;
-	PendingClaim *pending;
-
-	claim_must_be_allowed("idem_release()");
-	record_open(true);
-	claim_make_key(&key, fcinfo, 0, 1);
-
-	pending = claim_pending(&key);
-	if (pending == NULL)
-		claim_raise_not_ours(&key);
-	if (pending->top->work.row_is_ours && claim_row_is_there(pending))
-		(void) record_delete(&key, &pending->top->work.row);
-	pending_change(pending, PENDING_RELEASED);
-
-	PG_RETURN_VOID();
-}
-
-/*
- * The unfinished claim of this transaction on a key, or NULL.  Raises 40001 if
- * it was lost.
- */
-static PendingClaim *
-claim_pending(const IdemKey *key)
-{
-	PendingClaim *pending = pending_find(key);
-
-	if (pending == NULL || pending->top->state != PENDING_CLAIMED)
-		return NULL;
-	if (pending->lost)
-		pending_raise_lost(pending);
-	return pending;
-}
-
-/* Why a key cannot be finished or released without a claim on it. */
-static void
-claim_raise_not_ours(const IdemKey *key)
-{
-	IdemLook	look;
-
-	record_look(key, &look);
-	if (look.found && claim_is_live(&look.record, GetCurrentTimestamp()))
+	if (name == NULL)
 		ereport(ERROR,
-				(errcode(ERRCODE_IDEM_FINISHED),
-				 errmsg("key \"%s\" is finished already", key_name(key)),
-				 errhint("Finish a key only if idem_claim answered \"claimed\".")));
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("takeover must not be null"),
+				 errhint("Valid values are rerun, fail and hold.")));
+	if (strcmp(name, "rerun") == 0)
+		return IDEM_RERUN;
+	if (strcmp(name, "fail") == 0)
+		return IDEM_FAIL;
+	if (strcmp(name, "hold") == 0)
+		return IDEM_HOLD;
 	ereport(ERROR,
-			(errcode(ERRCODE_IDEM_NOT_CLAIMED),
-			 errmsg("key \"%s\" is not claimed by this transaction",
-					key_name(key)),
-			 errhint("Call idem_claim first, in the same transaction, as the same role and with the same scope. A rollback to a savepoint undoes a claim made after it.")));
+			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+			 errmsg("takeover policy \"%s\" is not known", name),
+			 errhint("Valid values are rerun, fail and hold.")));
 }
 
-/* ----------------------------------------------------------------
- *						idem_lookup, idem_forget
- * ----------------------------------------------------------------
- */
-
-/*
- * idem_lookup(key text, scope text)
- *		-> setof (state text, response jsonb, attempt int,
- *				  claimed_at, finished_at, lease_until, retry_at, expires_at)
- *
- * What is known of a key, without claiming it: a row, or none if there is no
- * record or an expired one.  Reads by the snapshot of the statement, like a
- * query; works in read-only transactions and on a standby; never blocks.
- * "state" is "finished", or "in_progress" for an unfinished claim of this very
- * transaction; claims of other transactions do not show.  "lease_until" and
- * "retry_at" are null for transactional claims.
- *
- * Raises 22004, 22023, 54000 for bad arguments.
- */
-Datum
-idem_lookup(PG_FUNCTION_ARGS)
-{
-	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
-	IdemKey		key;
-	PendingClaim *pending;
-	IdemRecord	record;
-	Datum		values[8];
-	bool		isnull[8] = {false, true, true, true, true, true, true, true};
-
-	record_open(false);
-	claim_make_key(&key, fcinfo, 0, 1);
-	InitMaterializedSRF(fcinfo, 0);
-
-	pending = pending_find(&key);
-	if (pending != NULL && pending->top->state == PENDING_CLAIMED)
-	{
-		values[0] = CStringGetTextDatum("in_progress");
-		values[3] = TimestampTzGetDatum(pending->top->work.claimed_at);
-		isnull[3] = false;
-	}
-	else if (record_read(&key, &record) &&
-			 claim_is_live(&record, GetCurrentTimestamp()))
-	{
-		values[0] = CStringGetTextDatum("finished");
-		if (record.response != NULL)
-		{
-			values[1] = JsonbPGetDatum(record.response);
-			isnull[1] = false;
-		}
-		values[3] = TimestampTzGetDatum(record.claimed_at);
-		values[4] = TimestampTzGetDatum(record.finished_at);
-		values[7] = TimestampTzGetDatum(record.expires_at);
-		isnull[3] = isnull[4] = isnull[7] = false;
-	}
-	else
-		return (Datum) 0;
-
-	values[2] = Int32GetDatum(1);
-	isnull[2] = false;
-	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, isnull);
-	return (Datum) 0;
-}
-
-/*
- * idem_forget(key text, scope text) -> boolean
- *
- * Drops the record of a key, so that it can be claimed anew: true if there was
- * one.  Waits for a transaction that has the key claimed, and for one that is
- * changing its record.  Until this transaction commits, others still replay.
- *
- * Raises 55006 if this transaction has itself claimed the key and not finished
- * it, 40001 (isolation), 22004, 22023, 54000, 25006.
- */
-Datum
-idem_forget(PG_FUNCTION_ARGS)
-{
-	const IdemWait forever = {IDEM_WAIT_FOREVER, 0};
-	IdemKey		key;
-	PendingClaim *pending;
-	IdemLook	look;
-	bool		gone;
-	bool		forgotten = false;
-
-	claim_must_be_allowed("idem_forget()");
-	record_open(true);
-	claim_make_key(&key, fcinfo, 0, 1);
-
-	if (claim_pending(&key) != NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_IN_USE),
-				 errmsg("cannot forget key \"%s\" because this transaction has claimed it",
-						key_name(&key)),
-				 errhint("Use idem_release to give the claim up.")));
-
-	do
-	{
-		CHECK_FOR_INTERRUPTS();
-
-		(void) lock_key_wait(key.hash, &forever);
-		record_look(&key, &look);
-		if (look.changed)
-			claim_raise_changed(&key);
-
-		/*
-		 * The lock is not needed any longer: a deleted row itself holds off
-		 * whoever wants to claim the key before we commit.
-		 */
-		lock_key_give_back(key.hash);
-
-		if (TransactionIdIsValid(look.rival))
-		{
-			(void) record_wait_for_xact(look.rival, &forever);
-			gone = false;
-		}
-		else if (look.found)
-		{
-			gone = record_delete(&key, &look.record.version) == IDEM_RECORD_OK;
-			forgotten = gone && claim_is_live(&look.record,
-											  GetCurrentTimestamp());
-		}
-		else
-			gone = true;
-	} while (!gone);
-
-	/* what this transaction finished is not there to be shown any more */
-	pending = pending_find(&key);
-	if (pending != NULL && pending->top->state == PENDING_FINISHED)
-		pending_change(pending, PENDING_RELEASED);
-
-	PG_RETURN_BOOL(forgotten);
-}
-
-/* ----------------------------------------------------------------
- *						Helpers
- * ----------------------------------------------------------------
- */
-
-static bool
-claim_is_live(const IdemRecord *record, TimestampTz now)
-{
-	return record->finished && record->expires_at > now;
-}
-
-static void
-claim_raise_changed(const IdemKey *key)
-{
-	ereport(ERROR,
-			(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
-			 errmsg("could not serialize access to key \"%s\"", key_name(key)),
-			 errdetail("Its record changed after the snapshot of this transaction was taken."),
-			 errhint("Retry the transaction.")));
-}
-
-/* Standby, read-only transactions, parallel workers. */
-static void
-claim_must_be_allowed(const char *function)
-{
-	PreventCommandDuringRecovery(function);
-	PreventCommandIfReadOnly(function);
-	PreventCommandIfParallelMode(function);
-}
-
-static void
-claim_make_key(IdemKey *key, FunctionCallInfo fcinfo,
-			   int key_arg, int scope_arg)
-{
-	key_make(key,
-			 PG_ARGISNULL(key_arg) ? NULL : PG_GETARG_TEXT_PP(key_arg),
-			 PG_ARGISNULL(scope_arg) ? NULL : PG_GETARG_TEXT_PP(scope_arg));
-}
-
-static void
-claim_make_ttl(Interval *ttl, const Interval *given)
-{
-	TimestampTz now;
-
-	if (given == NULL)
-	{
-		ttl->time = claim_default_ttl * USECS_PER_SEC;
-		ttl->day = 0;
-		ttl->month = 0;
-		return;
-	}
-
-	*ttl = *given;
-	if (INTERVAL_NOT_FINITE(ttl))
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("ttl must be finite"),
-				 errhint("Use an interval such as '100 years' to keep a record for good.")));
-	now = GetCurrentTimestamp();
-	if (claim_expiry(now, ttl) < now + CLAIM_MIN_TTL_USEC)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("ttl must be at least 1 millisecond"),
-				 errhint("Use null for the default, setting \"idempotency.default_ttl\".")));
-}
-
-static void
-claim_make_wait(IdemWait *wait, const Interval *given)
-{
-	TimestampTz now;
-
-	if (given == NULL)
-	{
-		wait->mode = IDEM_WAIT_FOREVER;
-		return;
-	}
-
-	if (INTERVAL_NOT_FINITE(given))
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("wait must be finite"),
-				 errhint("Use null to wait until the other transaction ends.")));
-	now = GetCurrentTimestamp();
-	wait->deadline = claim_expiry(now, given);
-	if (wait->deadline < now)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("wait must not be negative"),
-				 errhint("Use '0' not to wait at all, or null to wait until the other transaction ends.")));
-	wait->mode = wait->deadline == now ? IDEM_WAIT_NONE : IDEM_WAIT_UNTIL;
-}
-
-/*
- * As "timestamptz + interval" does it: months and days go by the calendar of
- * the session's time zone.  Raises 22008 out of range.
- */
-static TimestampTz
-claim_expiry(TimestampTz from, const Interval *ttl)
-{
-	if (ttl->month == 0 && ttl->day == 0 &&
-		ttl->time >= 0 && ttl->time < INT64CONST(100000) * USECS_PER_DAY)
-		return from + ttl->time;
-	return DatumGetTimestampTz(DirectFunctionCall2(timestamptz_pl_interval,
-												   TimestampTzGetDatum(from),
-												   IntervalPGetDatum(ttl)));
-}
-
-/* A row of type idem_claim_answer. */
+/* How long from now, and not less than nothing. */
 static Datum
-claim_answer_row(FunctionCallInfo fcinfo, Datum *values, bool *isnull)
+claim_time_left(TimestampTz until)
+{
+	Interval   *left = palloc0(sizeof(Interval));
+
+	left->time = Max(until - GetCurrentTimestamp(), 0);
+	return IntervalPGetDatum(left);
+}
+
+/* The answer as a row of type idem_claim_answer. */
+Datum
+claim_answer_row(FunctionCallInfo fcinfo, const ClaimAnswer *answer)
 {
 	static const Oid columns[CLAIM_ANSWER_COLUMNS] =
 	{TEXTOID, JSONBOID, INT8OID, INT4OID, INTERVALOID};
 	const int32 no_typmod = -1;
 	Oid			type = get_fn_expr_rettype(fcinfo->flinfo);
+	Datum		values[CLAIM_ANSWER_COLUMNS];
+	bool		isnull[CLAIM_ANSWER_COLUMNS] = {false};
 	TupleDesc	desc;
 	HeapTuple	tuple;
+
+	values[0] = CStringGetTextDatum(answer->outcome);
+	isnull[1] = answer->response == NULL;
+	values[1] = JsonbPGetDatum(answer->response);
+	isnull[2] = answer->token == 0;
+	values[2] = Int64GetDatum(answer->token);
+	isnull[3] = answer->attempt == 0;
+	values[3] = Int32GetDatum(answer->attempt);
+	isnull[4] = answer->retry_at == 0;
+	values[4] = isnull[4] ? (Datum) 0 : claim_time_left(answer->retry_at);
 
 	if (!OidIsValid(type))
 		type = get_func_rettype(fcinfo->flinfo->fn_oid);

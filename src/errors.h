@@ -7,7 +7,7 @@
  * only an idempotency key can get wrong.  These codes are part of the
  * contract: applications branch on them, so none may ever change its meaning.
  *
- * ID003, ID004 and ID006 belong to leases and steps and come with them.
+ * ID006 belongs to steps and comes with them.
  *
  *-------------------------------------------------------------------------
  */
@@ -20,6 +20,10 @@
 #define ERRCODE_IDEM_NOT_CLAIMED		MAKE_SQLSTATE('I','D','0','0','1')
 /* finished already, by another claim or in an earlier transaction */
 #define ERRCODE_IDEM_FINISHED			MAKE_SQLSTATE('I','D','0','0','2')
+/* the lease is not ours any more: another token, resolved, released, forgotten */
+#define ERRCODE_IDEM_STALE				MAKE_SQLSTATE('I','D','0','0','3')
+/* the key is not held: there is nothing to resolve */
+#define ERRCODE_IDEM_NOT_HELD			MAKE_SQLSTATE('I','D','0','0','4')
 /* COMMIT or PREPARE with a claim neither finished nor released */
 #define ERRCODE_IDEM_UNFINISHED			MAKE_SQLSTATE('I','D','0','0','5')
 

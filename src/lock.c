@@ -22,9 +22,11 @@
 
 #include "access/xact.h"
 #include "miscadmin.h"
+#include "storage/latch.h"
 #include "storage/lock.h"
 #include "storage/proc.h"
 #include "utils/guc.h"
+#include "utils/wait_event.h"
 #include "utils/memutils.h"
 #include "utils/resowner.h"
 
@@ -192,4 +194,31 @@ lock_wait_for(const IdemWait *wait, void (*acquire) (void *arg), void *arg)
 	}
 
 	return false;
+}
+
+/*
+ * Pause before looking at a lease again.  False if the caller is not ready to
+ * wait for it, or time is up.
+ *
+ * The end of a lease is no event that one could wait for: it is a time, or an
+ * update of the row by whoever holds the lease.  So we look again after pauses
+ * that grow, from 2 ms to a quarter of a second, cut at the end of the lease
+ * and of the caller's patience.
+ */
+bool
+lock_pause(const IdemWait *wait, TimestampTz until, int pauses)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	long		pause = Min(2L << Min(pauses, 7), 250L);
+
+	if (wait->mode != IDEM_WAIT_UNTIL || wait->deadline <= now)
+		return false;
+
+	pause = Min(pause, TimestampDifferenceMilliseconds(now, wait->deadline));
+	pause = Min(pause, Max(TimestampDifferenceMilliseconds(now, until), 1L));
+	(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+					 pause, PG_WAIT_EXTENSION);
+	ResetLatch(MyLatch);
+	CHECK_FOR_INTERRUPTS();
+	return true;
 }

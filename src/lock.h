@@ -44,4 +44,6 @@ extern void lock_key_give_back(uint64 hash);
 extern bool lock_wait_for(const IdemWait *wait,
 						  void (*acquire) (void *arg), void *arg);
 
+extern bool lock_pause(const IdemWait *wait, TimestampTz until, int pauses);
+
 #endif							/* IDEM_LOCK_H */

@@ -127,6 +127,22 @@ pending_find(const IdemKey *key)
 }
 
 /*
+ * The unfinished claim of this transaction on a key, or NULL.  Raises 40001 if
+ * it was lost.
+ */
+PendingClaim *
+pending_unfinished(const IdemKey *key)
+{
+	PendingClaim *claim = pending_find(key);
+
+	if (claim == NULL || claim->top->state != PENDING_CLAIMED)
+		return NULL;
+	if (claim->lost)
+		pending_raise_lost(claim);
+	return claim;
+}
+
+/*
  * May a claim of this key be held by a lock?  If it is already, it costs
  * nothing more.
  */

@@ -19,7 +19,7 @@
 typedef enum PendingState
 {
 	PENDING_CLAIMED,			/* must be finished or released before COMMIT */
-	PENDING_FINISHED,			/* the record is written */
+	PENDING_FINISHED,			/* or failed: the record is written */
 	PENDING_RELEASED			/* given up; the lock is kept */
 } PendingState;
 
@@ -27,10 +27,12 @@ typedef enum PendingState
 typedef struct PendingWork
 {
 	TimestampTz claimed_at;
+	int			attempt;
+	bool		has_ttl;		/* else the settings decide */
 	Interval	ttl;
 	IdemFingerprint fingerprint;
 	IdemVersion row;			/* the row under the claim, if there is one */
-	bool		row_is_ours;	/* written ahead; else an expired record */
+	bool		row_is_ours;	/* written ahead; else it was there before */
 } PendingWork;
 
 typedef struct PendingVersion PendingVersion;
@@ -56,6 +58,7 @@ struct PendingVersion
 
 extern void pending_init(void);
 extern PendingClaim *pending_find(const IdemKey *key);
+extern PendingClaim *pending_unfinished(const IdemKey *key);
 extern bool pending_may_lock(const IdemKey *key);
 extern void pending_remember(const IdemKey *key, const PendingWork *work,
 							 bool locked);

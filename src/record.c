@@ -77,7 +77,15 @@ enum
 	Anum_key,
 	Anum_fingerprint,
 	Anum_response,
-	Natts_idem_key = Anum_response
+	Anum_state,
+	Anum_attempt,
+	Anum_token,
+	Anum_lease_until,
+	Anum_retry_at,
+	Anum_ttl,
+	Anum_takeover,
+	Anum_holder,
+	Natts_idem_key = Anum_holder
 };
 
 static const struct
@@ -94,7 +102,15 @@ static const struct
 	{"scope", TEXTOID, true},
 	{"key", TEXTOID, true},
 	{"fingerprint", BYTEAOID, false},
-	{"response", JSONBOID, false}
+	{"response", JSONBOID, false},
+	{"state", CHAROID, true},
+	{"attempt", INT4OID, false},
+	{"token", INT8OID, false},
+	{"lease_until", TIMESTAMPTZOID, false},
+	{"retry_at", TIMESTAMPTZOID, false},
+	{"ttl", INTERVALOID, false},
+	{"takeover", CHAROID, false},
+	{"holder", TEXTOID, false}
 };
 
 /* A record in the form that the table and its indexes take. */
@@ -104,6 +120,14 @@ typedef struct RecordRow
 	bool	   *isnull;
 	HeapTuple	tuple;
 } RecordRow;
+
+/* Why index entries are made. */
+typedef enum RecordWrite
+{
+	RECORD_INSERT,
+	RECORD_SPECULATIVE,			/* a duplicate is no error */
+	RECORD_UPDATE
+} RecordWrite;
 
 /* Where record_expire() goes on: see there. */
 static BlockNumber record_hand = InvalidBlockNumber;
@@ -116,14 +140,19 @@ static SysScanDesc record_begin_scan(Relation rel, Snapshot snapshot,
 static void record_decode(Relation rel, HeapTuple tuple, const IdemKey *key,
 						  IdemRecord *record);
 static bool record_text_is(Datum datum, const char *data, int len);
+static void record_decode_lease(const Datum *values, const bool *isnull,
+								IdemLease *lease);
+static void record_encode_lease(const IdemLease *lease,
+								Datum *values, bool *isnull);
 static void record_encode(Relation rel, const IdemKey *key,
 						  const IdemRecord *record, RecordRow *row);
-static void record_insert_index_entries(Relation rel, const RecordRow *row,
-										ItemPointer tid, bool is_update);
+static bool record_insert_index_entries(Relation rel, const RecordRow *row,
+										ItemPointer tid, RecordWrite write);
 static TransactionId record_locker_among(MultiXactId multi, uint16 infomask);
 static TM_Result record_delete_version(Relation rel, ItemPointer tid,
 									   bool wait);
 static IdemRecordResult record_result(TM_Result result);
+static bool record_slot_is_kept(TupleTableSlot *slot, TimestampTz now);
 static int64 record_expire_range(Relation rel, BlockNumber start,
 								 BlockNumber nblocks, Oid owner,
 								 int64 max_rows);
@@ -204,6 +233,8 @@ record_check_shape(Relation rel)
 	if (rel->rd_rel->relkind != RELKIND_RELATION ||
 		rel->rd_tableam != GetHeapamTableAmRoutine())
 		record_refuse_shape(rel, "It is not an ordinary heap table.");
+	if (rel->rd_rel->relpersistence != RELPERSISTENCE_PERMANENT)
+		record_refuse_shape(rel, "It is not logged: a crash would empty it, and all work be done again.");
 	for (int i = 0; i < Max(desc->natts, Natts_idem_key); i++)
 	{
 		Form_pg_attribute att;
@@ -363,6 +394,16 @@ record_look(const IdemKey *key, IdemLook *look)
 	table_close(rel, NoLock);
 }
 
+void
+record_raise_changed(const IdemKey *key)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+			 errmsg("could not serialize access to key \"%s\"", key_name(key)),
+			 errdetail("Its record changed after the snapshot of this transaction was taken."),
+			 errhint("Retry the transaction.")));
+}
+
 /*
  * Read a key as a query does: by the snapshot of the calling statement.
  */
@@ -425,11 +466,18 @@ record_decode(Relation rel, HeapTuple tuple, const IdemKey *key,
 				 errhint("Please REINDEX it.")));
 
 	record->version.tid = tuple->t_self;
+	record->ours =
+		TransactionIdIsCurrentTransactionId(HeapTupleHeaderGetXmin(tuple->t_data));
+	record->state = (IdemState) DatumGetChar(values[Anum_state - 1]);
 	record->expires_at = DatumGetTimestampTz(values[Anum_expires_at - 1]);
 	record->claimed_at = DatumGetTimestampTz(values[Anum_claimed_at - 1]);
-	record->finished = !isnull[Anum_finished_at - 1];
-	record->finished_at = record->finished ?
-		DatumGetTimestampTz(values[Anum_finished_at - 1]) : 0;
+	record->finished_at = isnull[Anum_finished_at - 1] ? 0 :
+		DatumGetTimestampTz(values[Anum_finished_at - 1]);
+	record->attempt = isnull[Anum_attempt - 1] ? 1 :
+		DatumGetInt32(values[Anum_attempt - 1]);
+	record->retry_at = isnull[Anum_retry_at - 1] ? 0 :
+		DatumGetTimestampTz(values[Anum_retry_at - 1]);
+	record_decode_lease(values, isnull, &record->lease);
 
 	record->fingerprint.given = !isnull[Anum_fingerprint - 1];
 	if (record->fingerprint.given)
@@ -449,6 +497,65 @@ record_decode(Relation rel, HeapTuple tuple, const IdemKey *key,
 
 	record->response = isnull[Anum_response - 1] ? NULL :
 		DatumGetJsonbPCopy(values[Anum_response - 1]);
+}
+
+static void
+record_decode_lease(const Datum *values, const bool *isnull, IdemLease *lease)
+{
+	memset(lease, 0, sizeof(*lease));
+	if (isnull[Anum_token - 1] || isnull[Anum_lease_until - 1] ||
+		isnull[Anum_takeover - 1])
+		return;
+
+	lease->token = DatumGetInt64(values[Anum_token - 1]);
+	lease->until = DatumGetTimestampTz(values[Anum_lease_until - 1]);
+	lease->takeover = (IdemTakeover) DatumGetChar(values[Anum_takeover - 1]);
+	lease->has_ttl = !isnull[Anum_ttl - 1];
+	if (lease->has_ttl)
+		lease->ttl = *DatumGetIntervalP(values[Anum_ttl - 1]);
+	if (!isnull[Anum_holder - 1])
+		lease->holder = TextDatumGetCString(values[Anum_holder - 1]);
+}
+
+static void
+record_encode_lease(const IdemLease *lease, Datum *values, bool *isnull)
+{
+	const bool	none = lease->token == 0;
+
+	isnull[Anum_token - 1] = none;
+	isnull[Anum_lease_until - 1] = none;
+	isnull[Anum_takeover - 1] = none;
+	isnull[Anum_ttl - 1] = none || !lease->has_ttl;
+	isnull[Anum_holder - 1] = none || lease->holder == NULL;
+	if (none)
+		return;
+
+	values[Anum_token - 1] = Int64GetDatum(lease->token);
+	values[Anum_lease_until - 1] = TimestampTzGetDatum(lease->until);
+	values[Anum_takeover - 1] = CharGetDatum(lease->takeover);
+	values[Anum_ttl - 1] = IntervalPGetDatum(&lease->ttl);
+	if (lease->holder != NULL)
+		values[Anum_holder - 1] = CStringGetTextDatum(lease->holder);
+}
+
+/*
+ * Does the record still count?  Past its expiry it is as good as absent, unless
+ * a lease on it is live, or has run out and must be resolved by hand.
+ *
+ * A record in progress without a lease was written ahead of its finish and
+ * cannot be committed; if there is one nevertheless, it does not count.
+ */
+bool
+record_is_live(const IdemRecord *record, TimestampTz now)
+{
+	if (record->state == IDEM_IN_PROGRESS)
+	{
+		if (record->lease.token == 0)
+			return false;
+		if (record->lease.until > now || record->lease.takeover == IDEM_HOLD)
+			return true;
+	}
+	return record->expires_at > now;
 }
 
 static bool
@@ -476,8 +583,14 @@ record_encode(Relation rel, const IdemKey *key, const IdemRecord *record,
 	memset(isnull + Natts_idem_key, true, natts - Natts_idem_key);
 	values[Anum_expires_at - 1] = TimestampTzGetDatum(record->expires_at);
 	values[Anum_claimed_at - 1] = TimestampTzGetDatum(record->claimed_at);
-	isnull[Anum_finished_at - 1] = !record->finished;
+	isnull[Anum_finished_at - 1] = record->state == IDEM_IN_PROGRESS;
 	values[Anum_finished_at - 1] = TimestampTzGetDatum(record->finished_at);
+	values[Anum_state - 1] = CharGetDatum(record->state);
+	isnull[Anum_attempt - 1] = record->attempt == 1;
+	values[Anum_attempt - 1] = Int32GetDatum(record->attempt);
+	isnull[Anum_retry_at - 1] = record->state != IDEM_RETRY;
+	values[Anum_retry_at - 1] = TimestampTzGetDatum(record->retry_at);
+	record_encode_lease(&record->lease, values, isnull);
 	values[Anum_owner - 1] = ObjectIdGetDatum(key->owner);
 	values[Anum_scope - 1] =
 		PointerGetDatum(cstring_to_text_with_len(key->scope, key->scope_len));
@@ -516,7 +629,6 @@ IdemVersion
 record_insert(const IdemKey *key, const IdemRecord *record, bool *duplicate)
 {
 	Relation	rel = table_open(key->table, NoLock);
-	const bool	is_update = false;
 	MemoryContext context = CurrentMemoryContext;
 	RecordRow	row;
 	IdemVersion version;
@@ -525,7 +637,8 @@ record_insert(const IdemKey *key, const IdemRecord *record, bool *duplicate)
 	PG_TRY();
 	{
 		simple_heap_insert(rel, row.tuple);
-		record_insert_index_entries(rel, &row, &row.tuple->t_self, is_update);
+		(void) record_insert_index_entries(rel, &row, &row.tuple->t_self,
+										   RECORD_INSERT);
 	}
 	PG_CATCH();
 	{
@@ -556,7 +669,43 @@ record_insert(const IdemKey *key, const IdemRecord *record, bool *duplicate)
 }
 
 /*
- * Write the record over an existing version, which the caller has pinned.
+ * Insert the record of a key unless there is one: by speculative insertion, as
+ * INSERT ... ON CONFLICT does it, so that a duplicate is an answer (false) and
+ * not an error.  For rows that are written while their transaction goes on.
+ */
+bool
+record_try_insert(const IdemKey *key, const IdemRecord *record,
+				  IdemVersion *version)
+{
+	const int	no_options = 0;
+	const bool	should_free = false;
+	Relation	rel = table_open(key->table, NoLock);
+	TupleTableSlot *slot = MakeSingleTupleTableSlot(RelationGetDescr(rel),
+													&TTSOpsHeapTuple);
+	RecordRow	row;
+	uint32		token;
+	bool		inserted;
+
+	record_encode(rel, key, record, &row);
+	ExecStoreHeapTuple(row.tuple, slot, should_free);
+	token = SpeculativeInsertionLockAcquire(GetCurrentTransactionId());
+	table_tuple_insert_speculative(rel, slot, GetCurrentCommandId(true),
+								   no_options, NULL, token);
+	inserted = record_insert_index_entries(rel, &row, &slot->tts_tid,
+										   RECORD_SPECULATIVE);
+	table_tuple_complete_speculative(rel, slot, token, inserted);
+	SpeculativeInsertionLockRelease(GetCurrentTransactionId());
+
+	version->tid = slot->tts_tid;
+	ExecDropSingleTupleTableSlot(slot);
+	table_close(rel, NoLock);
+	CommandCounterIncrement();
+	return inserted;
+}
+
+/*
+ * Write the record over an existing version, which the caller has pinned, or
+ * waiting for whoever has it locked or is changing it.
  */
 IdemRecordResult
 record_replace(const IdemKey *key, const IdemVersion *version,
@@ -564,7 +713,6 @@ record_replace(const IdemKey *key, const IdemVersion *version,
 {
 	const bool	wait = true;
 	const bool	should_free = false;
-	const bool	is_update = true;
 	Relation	rel = table_open(key->table, NoLock);
 	RecordRow	row;
 	TupleTableSlot *slot = MakeSingleTupleTableSlot(RelationGetDescr(rel),
@@ -581,7 +729,8 @@ record_replace(const IdemKey *key, const IdemVersion *version,
 								InvalidSnapshot, InvalidSnapshot, wait,
 								&failure, &lock_mode, &update_indexes);
 	if (result == TM_Ok && update_indexes != TU_None)
-		record_insert_index_entries(rel, &row, &slot->tts_tid, is_update);
+		(void) record_insert_index_entries(rel, &row, &slot->tts_tid,
+										   RECORD_UPDATE);
 	ExecDropSingleTupleTableSlot(slot);
 	table_close(rel, NoLock);
 	if (result == TM_Ok)
@@ -722,19 +871,21 @@ record_result(TM_Result result)
 /*
  * The index entries of a new row, or of an updated one whose new version is not
  * heap-only.  record_check_index() has made sure that all indexes are on plain
- * columns and cover every row.
+ * columns and cover every row.  False if a speculative row is a duplicate.
  */
-static void
+static bool
 record_insert_index_entries(Relation rel, const RecordRow *row,
-							ItemPointer tid, bool is_update)
+							ItemPointer tid, RecordWrite write)
 {
 	List	   *indexes = RelationGetIndexList(rel);
 	ListCell   *lc;
+	bool		unique = true;
 
 	foreach(lc, indexes)
 	{
 		Relation	index = index_open(lfirst_oid(lc), RowExclusiveLock);
 		IndexInfo  *info = BuildIndexInfo(index);
+		IndexUniqueCheck check = UNIQUE_CHECK_NO;
 		Datum		values[INDEX_MAX_KEYS];
 		bool		isnull[INDEX_MAX_KEYS];
 
@@ -745,14 +896,18 @@ record_insert_index_entries(Relation rel, const RecordRow *row,
 			values[i] = row->values[attnum - 1];
 			isnull[i] = row->isnull[attnum - 1];
 		}
-		if (info->ii_ReadyForInserts)
-			index_insert(index, values, isnull, tid, rel,
-						 index->rd_index->indisunique ?
-						 UNIQUE_CHECK_YES : UNIQUE_CHECK_NO,
-						 is_update, info);
+		if (index->rd_index->indisunique)
+			check = write == RECORD_SPECULATIVE ?
+				UNIQUE_CHECK_PARTIAL : UNIQUE_CHECK_YES;
+		if (info->ii_ReadyForInserts &&
+			!index_insert(index, values, isnull, tid, rel, check,
+						  write == RECORD_UPDATE, info) &&
+			check == UNIQUE_CHECK_PARTIAL)
+			unique = false;
 		index_close(index, RowExclusiveLock);
 	}
 	list_free(indexes);
+	return unique;
 }
 
 /* ----------------------------------------------------------------
@@ -824,6 +979,20 @@ record_expire(int64 max_rows)
 	return removed;
 }
 
+/* A lease that is live, or must be resolved: see record_is_live(). */
+static bool
+record_slot_is_kept(TupleTableSlot *slot, TimestampTz now)
+{
+	IdemLease	lease;
+
+	slot_getallattrs(slot);
+	if (DatumGetChar(slot->tts_values[Anum_state - 1]) != IDEM_IN_PROGRESS)
+		return false;
+	record_decode_lease(slot->tts_values, slot->tts_isnull, &lease);
+	return lease.token != 0 &&
+		(lease.until > now || lease.takeover == IDEM_HOLD);
+}
+
 /*
  * SnapshotSelf, because an MVCC snapshot would leave a predicate lock on the
  * whole table under SERIALIZABLE.
@@ -863,6 +1032,8 @@ record_expire_range(Relation rel, BlockNumber start, BlockNumber nblocks,
 		if (OidIsValid(owner) &&
 			owner != DatumGetObjectId(slot_getattr(slot, Anum_owner, &isnull)))
 			continue;
+		if (record_slot_is_kept(slot, now))
+			continue;
 		if (record_delete_version(rel, &slot->tts_tid, wait) == TM_Ok)
 			removed++;
 	}
@@ -870,4 +1041,52 @@ record_expire_range(Relation rel, BlockNumber start, BlockNumber nblocks,
 	ExecDropSingleTupleTableSlot(slot);
 
 	return removed;
+}
+
+/* ----------------------------------------------------------------
+ *						Leases
+ * ----------------------------------------------------------------
+ */
+
+/*
+ * Visit the records in progress that the snapshot of the statement shows, of
+ * all owners.  Reads the whole table.  What is visited is valid during the
+ * visit.
+ */
+void
+record_visit_leases(void (*visit) (const IdemKey *key,
+								   const IdemRecord *record, void *arg),
+					void *arg)
+{
+	Relation	rel = table_open(realm_get()->key_table, NoLock);
+	TupleTableSlot *slot = table_slot_create(rel, NULL);
+	TableScanDesc scan = table_beginscan(rel, GetActiveSnapshot(), 0, NULL);
+
+	while (table_scan_getnextslot(scan, ForwardScanDirection, slot))
+	{
+		bool		isnull;
+		IdemKey		key;
+		IdemRecord	record;
+		text	   *value;
+
+		CHECK_FOR_INTERRUPTS();
+
+		if (DatumGetChar(slot_getattr(slot, Anum_state, &isnull)) != IDEM_IN_PROGRESS)
+			continue;
+
+		key.table = RelationGetRelid(rel);
+		key.owner = DatumGetObjectId(slot_getattr(slot, Anum_owner, &isnull));
+		key.hash = 0;
+		value = DatumGetTextPP(slot_getattr(slot, Anum_scope, &isnull));
+		key.scope = VARDATA_ANY(value);
+		key.scope_len = VARSIZE_ANY_EXHDR(value);
+		value = DatumGetTextPP(slot_getattr(slot, Anum_key, &isnull));
+		key.key = VARDATA_ANY(value);
+		key.key_len = VARSIZE_ANY_EXHDR(value);
+		record_decode(rel, ((HeapTupleTableSlot *) slot)->tuple, &key, &record);
+		visit(&key, &record, arg);
+	}
+	table_endscan(scan);
+	ExecDropSingleTupleTableSlot(slot);
+	table_close(rel, NoLock);
 }

@@ -15,6 +15,7 @@
 #include "datatype/timestamp.h"
 #include "storage/itemptr.h"
 
+#include "compat.h"
 #include "key.h"
 #include "lock.h"
 
@@ -24,14 +25,46 @@ typedef struct IdemVersion
 	ItemPointerData tid;		/* invalid: no version at all */
 } IdemVersion;
 
+/* Values of column state. */
+typedef enum IdemState
+{
+	IDEM_IN_PROGRESS = 'p',		/* leased, or written ahead of the finish */
+	IDEM_FINISHED = 'f',
+	IDEM_RETRY = 'r',			/* failed, may be claimed again at retry_at */
+	IDEM_FAILED = 'x'			/* failed for good */
+} IdemState;
+
+/* Values of column takeover: what to do when a lease has run out. */
+typedef enum IdemTakeover
+{
+	IDEM_RERUN = 'r',			/* whoever comes next does the work again */
+	IDEM_FAIL = 'f',			/* nobody does */
+	IDEM_HOLD = 'h'				/* nobody does until it is resolved */
+} IdemTakeover;
+
+/* The part of a record that leased claims have. */
+typedef struct IdemLease
+{
+	int64		token;			/* 0: this record has no lease */
+	TimestampTz until;
+	IdemTakeover takeover;
+	bool		has_ttl;		/* else the settings decide */
+	Interval	ttl;
+	char	   *holder;			/* NULL for none */
+} IdemLease;
+
 /* What is stored under a key. */
 typedef struct IdemRecord
 {
 	IdemVersion version;		/* set by reading, ignored by writing */
-	bool		finished;		/* else written ahead of its finish */
+	bool		ours;			/* likewise: written by this transaction */
+	IdemState	state;
+	int32		attempt;
 	TimestampTz claimed_at;
-	TimestampTz finished_at;	/* if finished */
+	TimestampTz finished_at;	/* unless in progress */
 	TimestampTz expires_at;
+	TimestampTz retry_at;		/* in state IDEM_RETRY */
+	IdemLease	lease;
 	IdemFingerprint fingerprint;
 	Jsonb	   *response;		/* NULL for none; owned by the reader */
 } IdemRecord;
@@ -55,10 +88,14 @@ typedef enum IdemRecordResult
 
 extern void record_open(bool for_writing);
 extern bool record_table_exists(Oid table);
+pg_noreturn extern void record_raise_changed(const IdemKey *key);
 extern void record_look(const IdemKey *key, IdemLook *look);
 extern bool record_read(const IdemKey *key, IdemRecord *record);
+extern bool record_is_live(const IdemRecord *record, TimestampTz now);
 extern IdemVersion record_insert(const IdemKey *key, const IdemRecord *record,
 								 bool *duplicate);
+extern bool record_try_insert(const IdemKey *key, const IdemRecord *record,
+							  IdemVersion *version);
 extern IdemRecordResult record_replace(const IdemKey *key,
 									   const IdemVersion *version,
 									   const IdemRecord *record);
@@ -70,6 +107,10 @@ extern IdemRecordResult record_delete(const IdemKey *key,
 									  const IdemVersion *version);
 extern bool record_wait_for_xact(TransactionId rival, const IdemWait *wait);
 extern int64 record_expire(int64 max_rows);
+extern void record_visit_leases(void (*visit) (const IdemKey *key,
+											   const IdemRecord *record,
+											   void *arg),
+								void *arg);
 
 static inline void
 record_no_version(IdemVersion *version)

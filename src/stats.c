@@ -16,15 +16,26 @@
 #include "utils/timestamp.h"
 
 #include "compat.h"
+#include "lease.h"
 #include "pending.h"
+#include "record.h"
 
 PG_FUNCTION_INFO_V1(idem_own_claims);
+PG_FUNCTION_INFO_V1(idem_leases);
 
 /* Text from a string that is not null-terminated. */
 static Datum
 stats_text(const char *data, int len)
 {
 	return PointerGetDatum(cstring_to_text_with_len(data, len));
+}
+
+/* Each role sees its own keys, pg_monitor all. */
+static bool
+stats_may_see(Oid owner)
+{
+	return owner == GetUserId() ||
+		has_privs_of_role(GetUserId(), ROLE_PG_MONITOR);
 }
 
 static void
@@ -39,8 +50,7 @@ stats_put_claim(const PendingClaim *claim, void *arg)
 		return;
 
 	/* a SECURITY DEFINER function may have claimed in our transaction */
-	if (claim->key.owner != GetUserId() &&
-		!has_privs_of_role(GetUserId(), ROLE_PG_MONITOR))
+	if (!stats_may_see(claim->key.owner))
 		return;
 
 	values[0] = ObjectIdGetDatum(claim->key.owner);
@@ -65,5 +75,51 @@ idem_own_claims(PG_FUNCTION_ARGS)
 {
 	InitMaterializedSRF(fcinfo, 0);
 	pending_visit(stats_put_claim, fcinfo->resultinfo);
+	return (Datum) 0;
+}
+
+static void
+stats_put_lease(const IdemKey *key, const IdemRecord *record, void *arg)
+{
+	ReturnSetInfo *rsinfo = (ReturnSetInfo *) arg;
+	const IdemLease *lease = &record->lease;
+	Datum		values[8];
+	bool		isnull[8] = {false};
+
+	/* a row written ahead is a claim of this transaction, not a lease */
+	if (lease->token == 0 || !stats_may_see(key->owner))
+		return;
+
+	values[0] = ObjectIdGetDatum(key->owner);
+	values[1] = stats_text(key->scope, key->scope_len);
+	values[2] = stats_text(key->key, key->key_len);
+	values[3] = CStringGetTextDatum(lease_state_name(record,
+													 GetCurrentTimestamp()));
+	values[4] = TimestampTzGetDatum(record->claimed_at);
+	isnull[5] = lease->holder == NULL;
+	if (lease->holder != NULL)
+		values[5] = CStringGetTextDatum(lease->holder);
+	values[6] = Int32GetDatum(record->attempt);
+	values[7] = TimestampTzGetDatum(lease->until);
+	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, isnull);
+}
+
+/*
+ * idem_leases() -> setof (owner regrole, scope text, key text, state text,
+ *						   since timestamptz, holder text, attempt int,
+ *						   lease_until timestamptz)
+ *
+ * The leases that are not finished, failed or released: in_progress, or, once
+ * they have run out, held or failed by their policy, or still in_progress if
+ * whoever comes next takes over.  Reads the whole table.
+ */
+Datum
+idem_leases(PG_FUNCTION_ARGS)
+{
+	const bool	for_writing = false;
+
+	record_open(for_writing);
+	InitMaterializedSRF(fcinfo, 0);
+	record_visit_leases(stats_put_lease, fcinfo->resultinfo);
 	return (Datum) 0;
 }

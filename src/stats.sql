@@ -13,6 +13,22 @@ LANGUAGE C VOLATILE PARALLEL RESTRICTED ROWS 10;
 COMMENT ON FUNCTION @extschema@.idem_own_claims() IS
 'The claims of this transaction; better read through the view idem_in_flight.';
 
+CREATE FUNCTION @extschema@.idem_leases(
+	OUT owner pg_catalog.regrole,
+	OUT scope pg_catalog.text,
+	OUT key pg_catalog.text,
+	OUT state pg_catalog.text,
+	OUT since pg_catalog.timestamptz,
+	OUT holder pg_catalog.text,
+	OUT attempt pg_catalog.int4,
+	OUT lease_until pg_catalog.timestamptz)
+RETURNS SETOF pg_catalog.record
+AS 'MODULE_PATHNAME', 'idem_leases'
+LANGUAGE C STABLE PARALLEL RESTRICTED ROWS 100;
+
+COMMENT ON FUNCTION @extschema@.idem_leases() IS
+'The leases that are not finished, failed or released; better read through the view idem_in_flight.';
+
 /*
  * Another transaction's claim is nothing but a lock (18756 is class 0x4944, and
  * claims beyond max_locks_per_transaction, held by rows, do not show at all),
@@ -30,16 +46,24 @@ SELECT pg_catalog.pg_backend_pid() AS pid,
 	   c.state,
 	   c.since,
 	   c.scope,
-	   c.key
+	   c.key,
+	   NULL::pg_catalog.text AS holder,
+	   NULL::pg_catalog.int4 AS attempt,
+	   NULL::pg_catalog.interval AS remaining,
+	   NULL::pg_catalog.bool AS overdue
   FROM @extschema@.idem_own_claims() AS c
+UNION ALL
+SELECT NULL, NULL, s.owner, s.state, s.since, s.scope, s.key, s.holder, s.attempt,
+	   GREATEST(s.lease_until OPERATOR(pg_catalog.-) pg_catalog.clock_timestamp(), '0'::pg_catalog.interval),
+	   s.lease_until OPERATOR(pg_catalog.<=) pg_catalog.clock_timestamp()
+  FROM @extschema@.idem_leases() AS s
 UNION ALL
 SELECT l.pid,
 	   p.gid,
 	   r.oid::pg_catalog.regrole,
 	   'in_progress',
 	   COALESCE(p.prepared, a.xact_start),
-	   NULL,
-	   NULL
+	   NULL, NULL, NULL, NULL, NULL, NULL
   FROM locks AS l
 	   LEFT JOIN pg_catalog.pg_stat_activity AS a
 			  ON a.pid OPERATOR(pg_catalog.=) l.pid
@@ -61,21 +85,30 @@ SELECT l.pid,
 		OR pg_catalog.pg_has_role('pg_monitor', 'USAGE'));
 
 COMMENT ON VIEW @extschema@.idem_in_flight IS
-'Claims of transactions that are not over: this one''s by key, other transactions'' as locks. Each role sees its own, pg_monitor all.';
+'What is being worked on: this transaction''s claims by key, other transactions'' as locks, and leases. Each role sees its own, pg_monitor all. Reads the whole table for the leases.';
 COMMENT ON COLUMN @extschema@.idem_in_flight.pid IS
-'Process that holds the claim; null for a prepared transaction.';
+'Process that holds the claim; null for a prepared transaction and for a lease.';
 COMMENT ON COLUMN @extschema@.idem_in_flight.prepared IS
 'Name of the prepared transaction that holds the claim; it holds the key until COMMIT PREPARED or ROLLBACK PREPARED.';
 COMMENT ON COLUMN @extschema@.idem_in_flight.owner IS
 'Role of the claim; for other transactions the role of the session.';
 COMMENT ON COLUMN @extschema@.idem_in_flight.state IS
-'in_progress, or finished but not committed; of other transactions only that they are at it.';
+'in_progress, or finished but not committed; of other transactions only that they are at it. A lease that ran out may be held or failed.';
 COMMENT ON COLUMN @extschema@.idem_in_flight.since IS
 'When the claim was made; for other transactions when the transaction began or was prepared.';
 COMMENT ON COLUMN @extschema@.idem_in_flight.scope IS
 'Scope of the key; null for other transactions.';
 COMMENT ON COLUMN @extschema@.idem_in_flight.key IS
 'The key; null for other transactions.';
+
+COMMENT ON COLUMN @extschema@.idem_in_flight.holder IS
+'Who asked for the lease; null for transactional claims.';
+COMMENT ON COLUMN @extschema@.idem_in_flight.attempt IS
+'Attempt of the lease; null for transactional claims.';
+COMMENT ON COLUMN @extschema@.idem_in_flight.remaining IS
+'How long the lease is still valid; null for transactional claims.';
+COMMENT ON COLUMN @extschema@.idem_in_flight.overdue IS
+'Whether the lease has run out; null for transactional claims.';
 
 GRANT SELECT ON @extschema@.idem_in_flight TO PUBLIC;
 

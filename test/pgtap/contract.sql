@@ -9,7 +9,7 @@ CREATE SCHEMA idem;
 CREATE EXTENSION idempotency SCHEMA idem;
 SET LOCAL search_path = public, idem;
 
-SELECT plan(55);
+SELECT plan(70);
 
 -- What belongs to the extension; newer releases count row types of tables, and
 -- array types, which come by themselves.
@@ -41,7 +41,8 @@ SELECT set_eq(
 	$$SELECT p.proname::text FROM members AS m
 	    JOIN pg_proc AS p ON m.classid = 'pg_proc'::regclass AND p.oid = m.objid$$,
 	ARRAY['idem_claim', 'idem_finish', 'idem_release', 'idem_lookup',
-		  'idem_forget', 'idem_expire', 'idem_backoff', 'idem_own_claims'],
+		  'idem_forget', 'idem_expire', 'idem_backoff', 'idem_own_claims',
+		  'idem_fail', 'idem_renew', 'idem_guard', 'idem_resolve', 'idem_leases'],
 	'functions');
 SELECT set_eq(
 	$$SELECT c.relname::text, c.relkind::text FROM members AS m
@@ -65,12 +66,25 @@ SELECT is_empty(
 CREATE TEMPORARY TABLE signature (name text, arguments text, result text);
 INSERT INTO signature VALUES
 ('idem_claim',
- 'key text, ttl interval DEFAULT NULL::interval, request jsonb DEFAULT NULL::jsonb, scope text DEFAULT ''''::text, wait interval DEFAULT NULL::interval',
+ 'key text, ttl interval DEFAULT NULL::interval, request jsonb DEFAULT NULL::jsonb, scope text DEFAULT ''''::text, wait interval DEFAULT NULL::interval, lease interval DEFAULT NULL::interval, takeover text DEFAULT ''rerun''::text, holder text DEFAULT NULL::text',
  'idem_claim_answer'),
 ('idem_finish',
- 'key text, response jsonb DEFAULT NULL::jsonb, scope text DEFAULT ''''::text',
+ 'key text, response jsonb DEFAULT NULL::jsonb, scope text DEFAULT ''''::text, token bigint DEFAULT NULL::bigint',
  'jsonb'),
-('idem_release', 'key text, scope text DEFAULT ''''::text', 'void'),
+('idem_release', 'key text, scope text DEFAULT ''''::text, token bigint DEFAULT NULL::bigint', 'void'),
+('idem_fail',
+ 'key text, error jsonb DEFAULT NULL::jsonb, retry_in interval DEFAULT NULL::interval, final boolean DEFAULT false, max_attempts integer DEFAULT NULL::integer, scope text DEFAULT ''''::text, token bigint DEFAULT NULL::bigint',
+ 'idem_claim_answer'),
+('idem_renew',
+ 'key text, lease interval, scope text DEFAULT ''''::text, token bigint DEFAULT NULL::bigint',
+ 'timestamp with time zone'),
+('idem_guard', 'key text, scope text DEFAULT ''''::text, token bigint DEFAULT NULL::bigint', 'void'),
+('idem_resolve',
+ 'key text, response jsonb DEFAULT NULL::jsonb, reopen boolean DEFAULT false, scope text DEFAULT ''''::text',
+ 'void'),
+('idem_leases',
+ 'OUT owner regrole, OUT scope text, OUT key text, OUT state text, OUT since timestamp with time zone, OUT holder text, OUT attempt integer, OUT lease_until timestamp with time zone',
+ 'SETOF record'),
 ('idem_lookup',
  'key text, scope text DEFAULT ''''::text, OUT state text, OUT response jsonb, OUT attempt integer, OUT claimed_at timestamp with time zone, OUT finished_at timestamp with time zone, OUT lease_until timestamp with time zone, OUT retry_at timestamp with time zone, OUT expires_at timestamp with time zone',
  'SETOF record'),
@@ -100,9 +114,12 @@ SELECT results_eq(
 	   WHERE pronamespace = 'idem'::regnamespace ORDER BY proname COLLATE "C"$$,
 	$$VALUES ('idem_backoff', 'v', 'r'),
 			 ('idem_claim', 'v', 'u'), ('idem_expire', 'v', 'u'),
+			 ('idem_fail', 'v', 'u'),
 			 ('idem_finish', 'v', 'u'), ('idem_forget', 'v', 'u'),
+			 ('idem_guard', 'v', 'u'), ('idem_leases', 's', 'r'),
 			 ('idem_lookup', 's', 'r'), ('idem_own_claims', 'v', 'r'),
-			 ('idem_release', 'v', 'u')$$,
+			 ('idem_release', 'v', 'u'), ('idem_renew', 'v', 'u'),
+			 ('idem_resolve', 'v', 'u')$$,
 	'volatility and parallel safety');
 SELECT is_empty(
 	$$SELECT proname FROM pg_proc AS p JOIN pg_language AS l ON l.oid = p.prolang
@@ -163,7 +180,15 @@ SELECT results_eq(
 			 ('scope', 'text', true),
 			 ('key', 'text', true),
 			 ('fingerprint', 'bytea', false),
-			 ('response', 'jsonb', false)$$,
+			 ('response', 'jsonb', false),
+			 ('state', '"char"', true),
+			 ('attempt', 'integer', false),
+			 ('token', 'bigint', false),
+			 ('lease_until', 'timestamp with time zone', false),
+			 ('retry_at', 'timestamp with time zone', false),
+			 ('ttl', 'interval', false),
+			 ('takeover', '"char"', false),
+			 ('holder', 'text', false)$$,
 	'columns of idem_key');
 SELECT results_eq(
 	$$SELECT attname::text COLLATE "default", format_type(atttypid, atttypmod)
@@ -191,7 +216,9 @@ SELECT results_eq(
 	     AND attnum > 0 ORDER BY attnum$$,
 	$$VALUES ('pid', 'integer'), ('prepared', 'text'), ('owner', 'regrole'),
 			 ('state', 'text'), ('since', 'timestamp with time zone'),
-			 ('scope', 'text'), ('key', 'text')$$,
+			 ('scope', 'text'), ('key', 'text'), ('holder', 'text'),
+			 ('attempt', 'integer'), ('remaining', 'interval'),
+			 ('overdue', 'boolean')$$,
 	'columns of idem_in_flight');
 SELECT ok('security_barrier=true' = ANY (reloptions)
 	OR 'security_barrier' = ANY (reloptions),
@@ -229,7 +256,12 @@ SELECT isnt(obj_description(oid, 'pg_extension'), NULL, 'so has the extension')
 SELECT results_eq(
 	$$SELECT name, context, vartype, unit, boot_val FROM pg_settings
 	   WHERE name LIKE 'idempotency.%' ORDER BY name$$,
-	$$VALUES ('idempotency.default_ttl', 'user', 'integer', 's', '86400'),
+	$$VALUES ('idempotency.abandoned_ttl', 'user', 'integer', 's', '604800'),
+			 ('idempotency.backoff_base', 'user', 'integer', 'ms', '1000'),
+			 ('idempotency.backoff_cap', 'user', 'integer', 'ms', '3600000'),
+			 ('idempotency.default_ttl', 'user', 'integer', 's', '86400'),
+			 ('idempotency.failed_ttl', 'user', 'integer', 's', '86400'),
+			 ('idempotency.max_attempts', 'user', 'integer', NULL, '10'),
 			 ('idempotency.max_response_size', 'superuser', 'integer', 'kB', '8192')$$,
 	'settings');
 SELECT is_empty(

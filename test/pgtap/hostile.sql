@@ -72,7 +72,7 @@ SELECT is(public.sqlstate_of('SELECT * FROM evil.idem_in_flight'), '00000',
 	'nor does the view there');
 DROP EXTENSION IF EXISTS idempotency;
 
-CREATE FUNCTION evil.idem_release(key text, scope text) RETURNS void
+CREATE FUNCTION evil.idem_release(key text, scope text, token bigint) RETURNS void
 	LANGUAGE sql AS 'SELECT 1';
 SELECT throws_ok('CREATE EXTENSION idempotency SCHEMA evil', '42723', NULL,
 	'a function that is there already is not taken over');

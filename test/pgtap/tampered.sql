@@ -10,7 +10,7 @@ CREATE SCHEMA idem;
 CREATE EXTENSION idempotency SCHEMA idem;
 SET LOCAL search_path = public, idem;
 
-SELECT plan(113);
+SELECT plan(115);
 
 SELECT is(idem_finish('k', '"kept"'), '"kept"', 'a record')
   FROM idem_claim('k', request => '1');
@@ -66,6 +66,7 @@ INSERT INTO tampering (change) VALUES
 	('ALTER TABLE idem_key DROP COLUMN response'),
 	('ALTER TABLE idem_key DROP COLUMN fingerprint; ALTER TABLE idem_key ADD COLUMN fingerprint bytea'),
 	('ALTER TABLE idem_key RENAME COLUMN response TO answer'),
+	('ALTER TABLE idem_key SET UNLOGGED'),
 	('ALTER TABLE idem_key ALTER COLUMN response TYPE json'),
 	('ALTER TABLE idem_key ALTER COLUMN key TYPE varchar(1000)'),
 	('ALTER TABLE idem_key ALTER COLUMN owner TYPE oid'),

@@ -286,6 +286,8 @@ my %seen;
 my $log = slurp_file($node->logfile);
 while ($log =~ /SQLSTATE=(\w+) (ERROR|FATAL|PANIC|WARNING):  (.*)/g)
 {
+	# autovacuum gives way to the rebuild of the index
+	next if $3 eq 'canceling autovacuum task';
 	$seen{$1}++;
 	$strange{"$1 $3"}++ unless $1 =~ /^(57P01|ID005|40001|40P01)$/;
 }

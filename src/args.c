@@ -1,0 +1,185 @@
+/*-------------------------------------------------------------------------
+ *
+ * args.c
+ *	  What callers of the SQL functions pass, checked.
+ *
+ * The functions are not STRICT: a NULL has a meaning or deserves an error.
+ * Every check is made before anything is locked or written.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/detoast.h"
+#include "access/xact.h"
+#include "miscadmin.h"
+#include "utils/builtins.h"
+
+#include "args.h"
+#include "compat.h"
+
+int			args_default_ttl = SECS_PER_DAY;
+int			args_failed_ttl = SECS_PER_DAY;
+int			args_abandoned_ttl = 7 * SECS_PER_DAY;
+int			args_max_response_size = 8 * 1024;
+
+/* No record is kept, and no lease lasts, for less. */
+#define ARGS_MIN_SPAN_USEC	1000
+
+/* Standby, read-only transactions, parallel workers: 25006, 25006, 25000. */
+void
+args_may_write(const char *function)
+{
+	PreventCommandDuringRecovery(function);
+	PreventCommandIfReadOnly(function);
+	PreventCommandIfParallelMode(function);
+}
+
+void
+args_key(IdemKey *key, FunctionCallInfo fcinfo, int key_arg, int scope_arg)
+{
+	key_make(key,
+			 PG_ARGISNULL(key_arg) ? NULL : PG_GETARG_TEXT_PP(key_arg),
+			 PG_ARGISNULL(scope_arg) ? NULL : PG_GETARG_TEXT_PP(scope_arg));
+}
+
+/* False for NULL, which leaves it to the settings. */
+bool
+args_ttl(Interval *ttl, FunctionCallInfo fcinfo, int arg)
+{
+	TimestampTz now;
+
+	if (PG_ARGISNULL(arg))
+		return false;
+
+	*ttl = *PG_GETARG_INTERVAL_P(arg);
+	if (INTERVAL_NOT_FINITE(ttl))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("ttl must be finite"),
+				 errhint("Use an interval such as '100 years' to keep a record for good.")));
+	now = GetCurrentTimestamp();
+	if (args_add(now, ttl) < now + ARGS_MIN_SPAN_USEC)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("ttl must be at least 1 millisecond"),
+				 errhint("Use null for the default, setting \"idempotency.default_ttl\".")));
+	return true;
+}
+
+void
+args_wait(IdemWait *wait, FunctionCallInfo fcinfo, int arg)
+{
+	const Interval *given;
+	TimestampTz now;
+
+	if (PG_ARGISNULL(arg))
+	{
+		wait->mode = IDEM_WAIT_FOREVER;
+		return;
+	}
+
+	given = PG_GETARG_INTERVAL_P(arg);
+	if (INTERVAL_NOT_FINITE(given))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("wait must be finite"),
+				 errhint("Use null to wait until the other transaction ends.")));
+	now = GetCurrentTimestamp();
+	wait->deadline = args_add(now, given);
+	if (wait->deadline < now)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("wait must not be negative"),
+				 errhint("Use '0' not to wait at all, or null to wait until the other transaction ends.")));
+	wait->mode = wait->deadline == now ? IDEM_WAIT_NONE : IDEM_WAIT_UNTIL;
+}
+
+/* When a lease that begins now ends. */
+TimestampTz
+args_lease_end(FunctionCallInfo fcinfo, int arg)
+{
+	const Interval *given;
+	TimestampTz now;
+	TimestampTz end;
+
+	if (PG_ARGISNULL(arg))
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("lease must not be null"),
+				 errhint("Use an interval such as '30 seconds'.")));
+	given = PG_GETARG_INTERVAL_P(arg);
+	if (INTERVAL_NOT_FINITE(given))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("lease must be finite"),
+				 errhint("Take a short lease, and extend it with idem_renew.")));
+	now = GetCurrentTimestamp();
+	end = args_add(now, given);
+	if (end < now + ARGS_MIN_SPAN_USEC)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("lease must be at least 1 millisecond"),
+				 errhint("Use an interval such as '30 seconds'.")));
+	return end;
+}
+
+/* A response or an error to be stored; NULL for SQL NULL. */
+Jsonb *
+args_response(const IdemKey *key, FunctionCallInfo fcinfo, int arg)
+{
+	Size		limit = (Size) args_max_response_size * 1024;
+	Size		size;
+
+	if (PG_ARGISNULL(arg))
+		return NULL;
+
+	/* before it is detoasted */
+	size = toast_raw_datum_size(PG_GETARG_DATUM(arg)) - VARHDRSZ;
+	if (size > limit)
+		ereport(ERROR,
+				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+				 errmsg("response of key \"%s\" is too large", key_name(key)),
+				 errdetail("It has %zu bytes, the limit is %zu.", size, limit),
+				 errhint("Store the data elsewhere and a reference to it here, or raise \"idempotency.max_response_size\".")));
+	return PG_GETARG_JSONB_P(arg);
+}
+
+/* When a record expires; "ttl" NULL leaves it to the settings. */
+TimestampTz
+args_expiry(TimestampTz from, const Interval *ttl, IdemRetention retention)
+{
+	int			seconds = 0;
+
+	if (ttl != NULL)
+		return args_add(from, ttl);
+
+	switch (retention)
+	{
+		case ARGS_FINISHED:
+			seconds = args_default_ttl;
+			break;
+		case ARGS_FAILED:
+			seconds = args_failed_ttl;
+			break;
+		case ARGS_ABANDONED:
+			seconds = args_abandoned_ttl;
+			break;
+	}
+	return from + seconds * USECS_PER_SEC;
+}
+
+/*
+ * As "timestamptz + interval" does it: months and days go by the calendar of
+ * the session's time zone.  Raises 22008 out of range.
+ */
+TimestampTz
+args_add(TimestampTz from, const Interval *span)
+{
+	if (span->month == 0 && span->day == 0 &&
+		span->time >= 0 && span->time < INT64CONST(100000) * USECS_PER_DAY)
+		return from + span->time;
+	return DatumGetTimestampTz(DirectFunctionCall2(timestamptz_pl_interval,
+												   TimestampTzGetDatum(from),
+												   IntervalPGetDatum(span)));
+}

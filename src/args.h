@@ -1,0 +1,46 @@
+/*-------------------------------------------------------------------------
+ *
+ * args.h
+ *	  What callers of the SQL functions pass, checked.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef IDEM_ARGS_H
+#define IDEM_ARGS_H
+
+#include "postgres.h"
+
+#include "fmgr.h"
+#include "utils/jsonb.h"
+#include "utils/timestamp.h"
+
+#include "key.h"
+#include "lock.h"
+
+/* What a record is kept as; each has a setting of its own. */
+typedef enum IdemRetention
+{
+	ARGS_FINISHED,
+	ARGS_FAILED,
+	ARGS_ABANDONED				/* a lease that ran out */
+} IdemRetention;
+
+/* Settings, see idempotency.c. */
+extern int	args_default_ttl;	/* seconds */
+extern int	args_failed_ttl;	/* seconds */
+extern int	args_abandoned_ttl; /* seconds */
+extern int	args_max_response_size; /* kilobytes */
+
+extern void args_may_write(const char *function);
+extern void args_key(IdemKey *key, FunctionCallInfo fcinfo,
+					 int key_arg, int scope_arg);
+extern bool args_ttl(Interval *ttl, FunctionCallInfo fcinfo, int arg);
+extern void args_wait(IdemWait *wait, FunctionCallInfo fcinfo, int arg);
+extern TimestampTz args_lease_end(FunctionCallInfo fcinfo, int arg);
+extern Jsonb *args_response(const IdemKey *key, FunctionCallInfo fcinfo,
+							int arg);
+extern TimestampTz args_expiry(TimestampTz from, const Interval *ttl,
+							   IdemRetention retention);
+extern TimestampTz args_add(TimestampTz from, const Interval *span);
+
+#endif							/* IDEM_ARGS_H */

@@ -1,0 +1,376 @@
+/*-------------------------------------------------------------------------
+ *
+ * finish.c
+ *	  How a claim ends: finish, fail, release.
+ *
+ * Each of the three has two ways to know that the claim is the caller's.
+ *
+ * Without a token it is a claim of this transaction: pending.c remembers it, and
+ * the lock of the key (or the row written ahead, or the tuple lock on the
+ * record under the claim) keeps everybody else away.  The record is written
+ * here, once and complete.
+ *
+ * With a token it is a lease: lease.c finds the record that carries the token,
+ * and updates it.  The update is heap-only as long as the page has room, since
+ * no index is on a column that it changes.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "fmgr.h"
+#include "utils/builtins.h"
+#include "utils/jsonb.h"
+#include "utils/timestamp.h"
+
+#include "args.h"
+#include "backoff.h"
+#include "claim.h"
+#include "compat.h"
+#include "errors.h"
+#include "finish.h"
+#include "key.h"
+#include "lease.h"
+#include "pending.h"
+#include "record.h"
+
+/* Settings, see idempotency.c. */
+int			finish_max_attempts = 10;
+int			finish_backoff_base = 1000;
+int			finish_backoff_cap = 60 * 60 * 1000;
+
+/* What shall become of a record. */
+typedef struct FinishOutcome
+{
+	IdemState	state;
+	Jsonb	   *response;
+	TimestampTz now;
+	bool		has_retry_in;	/* else the backoff of the attempt */
+	Interval	retry_in;
+	int			max_attempts;	/* 0: no limit */
+} FinishOutcome;
+
+PG_FUNCTION_INFO_V1(idem_finish);
+PG_FUNCTION_INFO_V1(idem_fail);
+PG_FUNCTION_INFO_V1(idem_release);
+
+static void finish_settle(IdemRecord *record, const FinishOutcome *outcome,
+						  const Interval *ttl);
+static void finish_settle_lease(IdemRecord *record, void *arg);
+static void finish_settle_pending(PendingClaim *pending,
+								  const FinishOutcome *outcome,
+								  IdemRecord *record);
+static void finish_write(PendingClaim *pending, const IdemRecord *record);
+static bool finish_row_is_there(PendingClaim *pending);
+static PendingClaim *finish_whose(const IdemKey *key, FunctionCallInfo fcinfo,
+								  int token_arg, int64 *token);
+
+/*
+ * idem_finish(key text, response jsonb, scope text, token bigint) -> jsonb
+ *
+ * Writes the record of a key that the caller has claimed, and returns the
+ * response.  It becomes visible, and the work final, with the commit.
+ *
+ *	response	what every repeat gets, up to idempotency.max_response_size;
+ *				NULL is a response like any other
+ *	token		of a lease; NULL for a claim of this transaction.  Repeated with
+ *				the same token, it returns the stored response.
+ *
+ * Raises ID001 (no token, and not claimed by this transaction), ID002 (finished
+ * already), ID003 (the lease is not the caller's any more), 40001 (somebody
+ * wrote the record without the lock), 54000 (response too large), 25006.  Takes
+ * a transaction ID.  Blocks only for a transaction that is taking the lease
+ * over, or that writes without the lock.
+ */
+Datum
+idem_finish(PG_FUNCTION_ARGS)
+{
+	FinishOutcome outcome = {.state = IDEM_FINISHED};
+	IdemKey		key;
+	IdemRecord	record;
+	PendingClaim *pending;
+	int64		token;
+
+	args_may_write("idem_finish()");
+	record_open(true);
+	args_key(&key, fcinfo, 0, 2);
+	pending = finish_whose(&key, fcinfo, 3, &token);
+	outcome.response = args_response(&key, fcinfo, 1);
+	outcome.now = GetCurrentTimestamp();
+
+	if (pending != NULL)
+		finish_settle_pending(pending, &outcome, &record);
+	else if (!lease_change(&key, token, &record, finish_settle_lease, &outcome))
+	{
+		if (record.state != IDEM_FINISHED)
+			lease_raise_settled(&key, &record);
+		if (record.response == NULL)
+			PG_RETURN_NULL();
+		PG_RETURN_JSONB_P(record.response);
+	}
+
+	if (PG_ARGISNULL(1))
+		PG_RETURN_NULL();
+	PG_RETURN_DATUM(PG_GETARG_DATUM(1));
+}
+
+/*
+ * idem_fail(key text, error jsonb, retry_in interval, final boolean,
+ *			 max_attempts int, scope text, token bigint)
+ *		-> (outcome text, response jsonb, token bigint, attempt int,
+ *			retry_after interval)
+ *
+ * Records that the work of a key has failed, and answers what the next claim
+ * will be told: retry_later, or failed.
+ *
+ *	error			stored like a response, and replayed if the failure is final
+ *	retry_in		when the key may be claimed again, not negative; NULL: full
+ *					jitter over the exponential backoff of the attempt, by the
+ *					settings idempotency.backoff_base and backoff_cap
+ *	final			true: never
+ *	max_attempts	the failure of this attempt (or a later one) is final; NULL:
+ *					idempotency.max_attempts; 0: no limit
+ *	token			of a lease; NULL for a claim of this transaction, which rolls
+ *					the work back to a savepoint, fails the key, and commits
+ *
+ * Raises as idem_finish, and 22004 and 22023 for its own arguments.
+ */
+Datum
+idem_fail(PG_FUNCTION_ARGS)
+{
+	FinishOutcome outcome = {.state = IDEM_RETRY};
+	ClaimAnswer answer = {.outcome = NULL};
+	IdemKey		key;
+	IdemRecord	record;
+	PendingClaim *pending;
+	int64		token;
+
+	args_may_write("idem_fail()");
+	record_open(true);
+	args_key(&key, fcinfo, 0, 5);
+	outcome.now = GetCurrentTimestamp();
+	outcome.has_retry_in = !PG_ARGISNULL(2);
+	if (outcome.has_retry_in)
+	{
+		outcome.retry_in = *PG_GETARG_INTERVAL_P(2);
+		if (INTERVAL_NOT_FINITE(&outcome.retry_in) ||
+			args_add(outcome.now, &outcome.retry_in) < outcome.now)
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("retry_in must be finite and not negative"),
+					 errhint("Use null for the backoff of the attempt, or final => true for no retry.")));
+	}
+	if (PG_ARGISNULL(3))
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("final must not be null"),
+				 errhint("Use true for a failure that no retry can mend.")));
+	if (PG_GETARG_BOOL(3))
+		outcome.state = IDEM_FAILED;
+	outcome.max_attempts = PG_ARGISNULL(4) ? finish_max_attempts :
+		PG_GETARG_INT32(4);
+	if (outcome.max_attempts < 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("max_attempts must not be negative"),
+				 errhint("Use 0 for no limit.")));
+	pending = finish_whose(&key, fcinfo, 6, &token);
+	outcome.response = args_response(&key, fcinfo, 1);
+
+	if (pending != NULL)
+		finish_settle_pending(pending, &outcome, &record);
+	else if (lease_change(&key, token, &record, finish_settle_lease, &outcome))
+		lease_find(&key, token, &record);
+	else if (record.state == IDEM_FINISHED)
+		lease_raise_settled(&key, &record);
+
+	answer.outcome = record.state == IDEM_RETRY ? "retry_later" : "failed";
+	answer.response = record.response;
+	answer.attempt = record.attempt;
+	answer.retry_at = record.state == IDEM_RETRY ? record.retry_at : 0;
+	PG_RETURN_DATUM(claim_answer_row(fcinfo, &answer));
+}
+
+/*
+ * idem_release(key text, scope text, token bigint) -> void
+ *
+ * Gives up a claim: the next one starts afresh.  A transaction may commit
+ * without a finish then; others who wait for the key go on waiting until it
+ * ends, since until then the release may be undone.
+ *
+ * Raises as idem_finish.
+ */
+Datum
+idem_release(PG_FUNCTION_ARGS)
+{
+	IdemKey		key;
+	PendingClaim *pending;
+	int64		token;
+
+	args_may_write("idem_release()");
+	record_open(true);
+	args_key(&key, fcinfo, 0, 1);
+	pending = finish_whose(&key, fcinfo, 2, &token);
+
+	if (pending == NULL)
+		(void) lease_delete(&key, token);
+	else
+	{
+		const PendingWork *work = &pending->top->work;
+
+		/* an expired record may stay; one of this life of the key may not */
+		if ((work->row_is_ours || work->attempt > 1) &&
+			finish_row_is_there(pending))
+			(void) record_delete(&key, &work->row);
+		pending_change(pending, PENDING_RELEASED);
+	}
+	PG_RETURN_VOID();
+}
+
+/*
+ * Whose claim is to end: one of this transaction, which is returned, or a
+ * lease, whose token is set.  Raises ID001 or ID002 if it is neither.
+ */
+static PendingClaim *
+finish_whose(const IdemKey *key, FunctionCallInfo fcinfo, int token_arg,
+			 int64 *token)
+{
+	PendingClaim *pending = NULL;
+	IdemLook	look;
+
+	if (!PG_ARGISNULL(token_arg))
+	{
+		*token = PG_GETARG_INT64(token_arg);
+		if (*token == 0)
+			*token = -1;		/* nobody's */
+		return NULL;
+	}
+
+	*token = 0;
+	pending = pending_unfinished(key);
+	if (pending != NULL)
+		return pending;
+	*token = lease_resolve_token(key, 0);
+	if (*token != 0)
+		return NULL;
+
+	record_look(key, &look);
+	if (look.found && look.record.state == IDEM_FINISHED &&
+		record_is_live(&look.record, GetCurrentTimestamp()))
+		ereport(ERROR,
+				(errcode(ERRCODE_IDEM_FINISHED),
+				 errmsg("key \"%s\" is finished already", key_name(key)),
+				 errhint("Finish a key only if idem_claim answered \"claimed\".")));
+	ereport(ERROR,
+			(errcode(ERRCODE_IDEM_NOT_CLAIMED),
+			 errmsg("key \"%s\" is not claimed by this transaction",
+					key_name(key)),
+			 errhint("Call idem_claim first, in the same transaction, as the same role and with the same scope, or pass the token of a lease. A rollback to a savepoint undoes a claim made after it.")));
+}
+
+/* ----------------------------------------------------------------
+ *						Writing the outcome
+ * ----------------------------------------------------------------
+ */
+
+/* Fill in the outcome; attempt, claim time and lease are there already. */
+static void
+finish_settle(IdemRecord *record, const FinishOutcome *outcome,
+			  const Interval *ttl)
+{
+	record->state = outcome->state;
+	record->finished_at = outcome->now;
+	record->response = outcome->response;
+	record->retry_at = 0;
+
+	if (record->state == IDEM_FINISHED)
+	{
+		record->expires_at = args_expiry(outcome->now, ttl, ARGS_FINISHED);
+		return;
+	}
+
+	if (outcome->max_attempts > 0 && record->attempt >= outcome->max_attempts)
+		record->state = IDEM_FAILED;
+	if (record->state == IDEM_RETRY)
+	{
+		if (outcome->has_retry_in)
+			record->retry_at = args_add(outcome->now, &outcome->retry_in);
+		else
+			record->retry_at = outcome->now +
+				backoff_delay(record->attempt,
+							  finish_backoff_base * INT64CONST(1000),
+							  Max(finish_backoff_base, finish_backoff_cap) *
+							  INT64CONST(1000),
+							  IDEM_JITTER_FULL);
+	}
+	record->expires_at = args_expiry(Max(outcome->now, record->retry_at),
+									 ttl, ARGS_FAILED);
+}
+
+static void
+finish_settle_lease(IdemRecord *record, void *arg)
+{
+	finish_settle(record, (const FinishOutcome *) arg,
+				  record->lease.has_ttl ? &record->lease.ttl : NULL);
+}
+
+static void
+finish_settle_pending(PendingClaim *pending, const FinishOutcome *outcome,
+					  IdemRecord *record)
+{
+	const PendingWork *work = &pending->top->work;
+
+	memset(record, 0, sizeof(*record));
+	record->attempt = work->attempt;
+	record->claimed_at = work->claimed_at;
+	record->fingerprint = work->fingerprint;
+	finish_settle(record, outcome, work->has_ttl ? &work->ttl : NULL);
+
+	finish_write(pending, record);
+	pending_change(pending, PENDING_FINISHED);
+}
+
+/* Write the record of a claim, over the row under it if there is one. */
+static void
+finish_write(PendingClaim *pending, const IdemRecord *record)
+{
+	const IdemKey *key = &pending->key;
+	const PendingWork *work = &pending->top->work;
+
+	if (!finish_row_is_there(pending))
+		(void) record_insert(key, record, &pending->lost);
+	else if (record_replace(key, &work->row, record) != IDEM_RECORD_OK)
+	{
+		pending->lost = true;
+		pending_raise_lost(pending);
+	}
+}
+
+/*
+ * Is the row still there that was under the claim when it was made?  False if
+ * there was none, too.
+ *
+ * A row written ahead is our own, and an expired record was pinned, so nobody
+ * else can have touched them.  This very transaction may have forgotten an
+ * expired record, which does no harm, or rewritten the whole table, which does.
+ */
+static bool
+finish_row_is_there(PendingClaim *pending)
+{
+	const PendingWork *work = &pending->top->work;
+	IdemLook	look;
+
+	if (!record_is_version(&work->row))
+		return false;
+
+	record_look(&pending->key, &look);
+	if (look.found ?
+		!record_same_version(&look.record.version, &work->row) :
+		work->row_is_ours)
+	{
+		pending->lost = true;
+		pending_raise_lost(pending);
+	}
+	return look.found;
+}
+

@@ -1,8 +1,20 @@
--- The cases' tables.  "hand" is what people write: the key, its times, the
--- response, and a unique index.
+-- The cases' tables.  "hand" is what people write, and keeps what an idempotency
+-- key is kept for: whose it is, when it was claimed and finished, until when it
+-- counts, and the response.
 CREATE EXTENSION idempotency;
 
 CREATE TABLE hand (
+	scope text NOT NULL,
+	key text NOT NULL,
+	created_at timestamptz NOT NULL,
+	finished_at timestamptz,
+	expires_at timestamptz NOT NULL,
+	response jsonb,
+	PRIMARY KEY (scope, key)
+);
+
+-- The least that works, for one application and nobody to ask when it was.
+CREATE TABLE lean (
 	key text PRIMARY KEY,
 	created_at timestamptz NOT NULL DEFAULT now(),
 	expires_at timestamptz NOT NULL,
@@ -25,10 +37,11 @@ CREATE TABLE floor (
 -- 10 000 finished keys to repeat.
 BEGIN;
 INSERT INTO hand
-SELECT 'repeat-0000-0000-0000-0000-00000' || lpad(i::text, 4, '0'), now(), now() + '24 hours',
+SELECT '', 'repeat-0000-0000-0000-0000-00000' || lpad(i::text, 4, '0'), now(), now(), now() + '24 hours',
 	'{"id": 1234567, "status": "paid", "amount": 4200}'
 FROM generate_series(0, 9999) AS i;
-INSERT INTO idem_key
+INSERT INTO lean SELECT key, created_at, expires_at, response FROM hand;
+INSERT INTO idem_key (expires_at, claimed_at, finished_at, owner, scope, key, fingerprint, response)
 SELECT now() + '24 hours', now(), now(), current_user::regrole, '',
 	'repeat-0000-0000-0000-0000-00000' || lpad(i::text, 4, '0'), NULL,
 	'{"id": 1234567, "status": "paid", "amount": 4200}'

@@ -260,12 +260,12 @@ finish_whose(const IdemKey *key, FunctionCallInfo fcinfo, int token_arg,
 		ereport(ERROR,
 				(errcode(ERRCODE_IDEM_FINISHED),
 				 errmsg("key \"%s\" is finished already", key_name(key)),
-				 errhint("Finish a key only if idem_claim answered \"claimed\".")));
+				 errhint("Finish or release a key only if idem_claim answered \"claimed\".")));
 	ereport(ERROR,
 			(errcode(ERRCODE_IDEM_NOT_CLAIMED),
 			 errmsg("key \"%s\" is not claimed by this transaction",
 					key_name(key)),
-			 errhint("Call idem_claim first, in the same transaction, as the same role and with the same scope, or pass the token of a lease. A rollback to a savepoint undoes a claim made after it.")));
+			 errhint("Call idem_claim first, in the same transaction, as the same role and with the same scope, or pass the token of a lease. A release, or a rollback to a savepoint before it, ends a claim.")));
 }
 
 /* ----------------------------------------------------------------

@@ -408,7 +408,9 @@ pending_check(void)
 				 errdetail_plural("So is %d other key.",
 								  "So are %d other keys.",
 								  others, others) : 0,
-				 errhint("Call idem_finish when the work is done, or idem_release to give the key up.")));
+				 IsTransactionBlock() ?
+				 errhint("Call idem_finish when the work is done, or idem_release to give the key up.") :
+				 errhint("Call idem_finish when the work is done, or idem_release to give the key up, in the same transaction. Outside of BEGIN and COMMIT every statement is a transaction of its own.")));
 }
 
 static void

@@ -27,6 +27,8 @@ sandbox()
 	shift
 
 	if [ -n "${SANDBOX:-}" ]; then
+		# from the start, so that nothing can go to another server
+		export PGHOST=$SANDBOX PGUSER=postgres PGDATABASE=postgres
 		cd "$SANDBOX/src"
 		return
 	fi
@@ -219,7 +221,6 @@ build_extension()
 
 start_server()
 {
-	export PGHOST=$SANDBOX PGUSER=postgres PGDATABASE=postgres
 	if initdb -D "$SANDBOX/data" -U postgres -A trust -E UTF8 --no-locale -N \
 		>"$SANDBOX/server.log" 2>&1 &&
 		printf '%s\n' "listen_addresses = ''" "unix_socket_directories = '$SANDBOX'" \

@@ -124,6 +124,15 @@ args_lease_end(FunctionCallInfo fcinfo, int arg)
 	return end;
 }
 
+/* A token, or 0 for NULL.  No lease has a token below 1. */
+int64
+args_token(FunctionCallInfo fcinfo, int arg)
+{
+	if (PG_ARGISNULL(arg))
+		return 0;
+	return PG_GETARG_INT64(arg) == 0 ? -1 : PG_GETARG_INT64(arg);
+}
+
 /* A response or an error to be stored; NULL for SQL NULL. */
 Jsonb *
 args_response(const IdemKey *key, FunctionCallInfo fcinfo, int arg)

@@ -431,9 +431,6 @@ claim_hold_by_lease(const ClaimRequest *request, const IdemRecord *under,
 	record.state = IDEM_IN_PROGRESS;
 	record.attempt = work->attempt;
 	record.claimed_at = work->claimed_at;
-	record.expires_at = args_expiry(request->lease_until,
-									work->has_ttl ? &work->ttl : NULL,
-									ARGS_ABANDONED);
 	record.fingerprint = work->fingerprint;
 	record.lease.token = lease_new_token();
 	record.lease.until = request->lease_until;
@@ -448,6 +445,9 @@ claim_hold_by_lease(const ClaimRequest *request, const IdemRecord *under,
 		under->attempt == work->attempt &&
 		under->lease.until > record.lease.until)
 		record.lease.until = under->lease.until;
+	record.expires_at = args_expiry(record.lease.until,
+									work->has_ttl ? &work->ttl : NULL,
+									ARGS_ABANDONED);
 
 	answer->token = record.lease.token;
 	if (under == NULL)

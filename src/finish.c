@@ -235,18 +235,13 @@ static PendingClaim *
 finish_whose(const IdemKey *key, FunctionCallInfo fcinfo, int token_arg,
 			 int64 *token)
 {
-	PendingClaim *pending = NULL;
+	PendingClaim *pending;
 	IdemLook	look;
 
-	if (!PG_ARGISNULL(token_arg))
-	{
-		*token = PG_GETARG_INT64(token_arg);
-		if (*token == 0)
-			*token = -1;		/* nobody's */
+	*token = args_token(fcinfo, token_arg);
+	if (*token != 0)
 		return NULL;
-	}
 
-	*token = 0;
 	pending = pending_unfinished(key);
 	if (pending != NULL)
 		return pending;

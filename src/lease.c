@@ -212,8 +212,7 @@ lease_state_name(const IdemRecord *record, TimestampTz now)
 static int64
 lease_token_argument(const IdemKey *key, FunctionCallInfo fcinfo, int arg)
 {
-	int64		token = lease_resolve_token(key, PG_ARGISNULL(arg) ? 0 :
-											PG_GETARG_INT64(arg));
+	int64		token = lease_resolve_token(key, args_token(fcinfo, arg));
 
 	if (token == 0)
 		ereport(ERROR,

@@ -12,6 +12,7 @@
 
 #include "access/detoast.h"
 #include "access/xact.h"
+#include "common/int.h"
 #include "miscadmin.h"
 #include "utils/builtins.h"
 
@@ -175,7 +176,20 @@ args_expiry(TimestampTz from, const Interval *ttl, IdemRetention retention)
 			seconds = args_abandoned_ttl;
 			break;
 	}
-	return from + seconds * USECS_PER_SEC;
+	return args_later(from, seconds * USECS_PER_SEC);
+}
+
+/* A time so many microseconds later.  Raises 22008 out of range. */
+TimestampTz
+args_later(TimestampTz from, int64 usecs)
+{
+	TimestampTz result;
+
+	if (pg_add_s64_overflow(from, usecs, &result) || !IS_VALID_TIMESTAMP(result))
+		ereport(ERROR,
+				(errcode(ERRCODE_DATETIME_VALUE_OUT_OF_RANGE),
+				 errmsg("timestamp out of range")));
+	return result;
 }
 
 /*

@@ -42,6 +42,7 @@ extern Jsonb *args_response(const IdemKey *key, FunctionCallInfo fcinfo,
 							int arg);
 extern TimestampTz args_expiry(TimestampTz from, const Interval *ttl,
 							   IdemRetention retention);
+extern TimestampTz args_later(TimestampTz from, int64 usecs);
 extern TimestampTz args_add(TimestampTz from, const Interval *span);
 
 #endif							/* IDEM_ARGS_H */

@@ -372,7 +372,8 @@ claim_hold(const ClaimRequest *request, const IdemRecord *under,
 		/* the same life of the key goes on, unless the record has expired */
 		if (record_is_live(under, work.claimed_at))
 		{
-			work.attempt = under->attempt + 1;
+			work.attempt = under->attempt < PG_INT32_MAX ?
+				under->attempt + 1 : PG_INT32_MAX;
 			if (claim_is_own_lease(request, under) &&
 				under->state == IDEM_IN_PROGRESS &&
 				under->lease.until > work.claimed_at)

@@ -230,7 +230,7 @@ lease_extend(IdemRecord *record, void *arg)
 
 	if (*until > record->lease.until)
 		record->lease.until = *until;
-	record->expires_at = record->lease.until + kept;
+	record->expires_at = args_later(record->lease.until, kept);
 }
 
 /*

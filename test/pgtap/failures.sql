@@ -312,7 +312,7 @@ END $$;
 CREATE TEMPORARY TABLE delays AS SELECT * FROM idem.backoff();
 SELECT is(count(*), 240::bigint, '240 failures') FROM delays;
 SELECT is_empty(
-	$$SELECT * FROM delays WHERE delay < '0' OR delay > least('1 h', '1 s' * 2 ^ (attempt - 1))$$,
+	$$SELECT * FROM delays WHERE delay < '0' OR delay > least('1 h', interval '1 s' * 2 ^ (attempt - 1))$$,
 	'default backoff: within [0, min(1 h, 1 s * 2^(attempt - 1))]');
 SELECT cmp_ok(count(DISTINCT delay), '>', 200::bigint, 'with jitter') FROM delays;
 SELECT ok(max(delay) > '10 min', 'which grows') FROM delays;
@@ -321,7 +321,7 @@ SET idempotency.backoff_cap = '40 ms';
 TRUNCATE delays;
 INSERT INTO delays SELECT * FROM idem.backoff();
 SELECT is_empty(
-	$$SELECT * FROM delays WHERE delay < '0' OR delay > least('40 ms', '10 ms' * 2 ^ (attempt - 1))$$,
+	$$SELECT * FROM delays WHERE delay < '0' OR delay > least('40 ms', interval '10 ms' * 2 ^ (attempt - 1))$$,
 	'backoff by settings');
 SELECT ok(max(delay) > '20 ms', 'up to the cap') FROM delays WHERE attempt > 2;
 SET idempotency.backoff_base = '20 ms';

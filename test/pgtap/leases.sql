@@ -513,6 +513,7 @@ SELECT hasnt_column('idem', 'idem_in_flight', 'token', 'there is no token to be 
 -- The finish of a lease is a HOT update.
 
 TRUNCATE idem_key;
+SELECT pg_stat_force_next_flush() \g /dev/null
 SELECT n_tup_upd AS upd, n_tup_hot_upd AS hot, n_tup_ins AS ins
   FROM pg_stat_user_tables WHERE relid = 'idem_key'::regclass \gset before_
 DO $$

@@ -49,6 +49,11 @@ SELECT outcome, token AS old FROM idem_claim('t', lease => '1 hour') \gset
 UPDATE idem_key SET lease_until = '2000-01-01' WHERE key = 't';
 BEGIN;
 SELECT outcome, attempt FROM idem_claim('t');
+SAVEPOINT a;
+SELECT idem_guard('t', token => :old);
+ROLLBACK TO a;
+SELECT idem_finish('t', '"stale"', token => :old);
+ROLLBACK TO a;
 SELECT idem_finish('t', '"in a transaction"');
 COMMIT;
 SELECT idem_finish('t', '"stale"', token => :old);

@@ -179,9 +179,8 @@ idem_fail(PG_FUNCTION_ARGS)
 
 	if (pending != NULL)
 		finish_settle_pending(pending, &outcome, &record);
-	else if (lease_change(&key, token, &record, finish_settle_lease, &outcome))
-		lease_find(&key, token, &record);
-	else if (record.state == IDEM_FINISHED)
+	else if (!lease_change(&key, token, &record, finish_settle_lease, &outcome) &&
+			 record.state == IDEM_FINISHED)
 		lease_raise_settled(&key, &record);
 
 	answer.outcome = record.state == IDEM_RETRY ? "retry_later" : "failed";

@@ -55,6 +55,7 @@
 #include "key.h"
 #include "lease.h"
 #include "lock.h"
+#include "pending.h"
 #include "record.h"
 
 PG_FUNCTION_INFO_V1(idem_renew);
@@ -99,14 +100,17 @@ lease_resolve_token(const IdemKey *key, int64 token)
 	return 0;
 }
 
-/* The record that a token belongs to.  Raises ID003 if there is none. */
+/*
+ * The record that a token belongs to.  Raises ID003 if there is none, or if this
+ * very transaction has taken the key over with a claim of its own.
+ */
 void
 lease_find(const IdemKey *key, int64 token, IdemRecord *record)
 {
 	IdemLook	look;
 
 	record_look(key, &look);
-	if (!look.found ||
+	if (!look.found || pending_unfinished(key) != NULL ||
 		!record_is_live(&look.record, GetCurrentTimestamp()) ||
 		look.record.lease.token != token)
 		lease_raise_stale(key);
@@ -116,8 +120,8 @@ lease_find(const IdemKey *key, int64 token, IdemRecord *record)
 /*
  * Change the record that a token belongs to, if it is in progress.
  *
- * False if it is settled; *record is what there is (or was, before the change).
- * Waits for a transaction that is changing it, and looks again.
+ * False if it is settled.  *record is what is stored now.  Waits for a transaction that is
+ * changing it, and looks again.
  */
 bool
 lease_change(const IdemKey *key, int64 token, IdemRecord *record,
@@ -135,7 +139,10 @@ lease_change(const IdemKey *key, int64 token, IdemRecord *record,
 		changed = *record;
 		change(&changed, arg);
 		if (record_replace(key, &record->version, &changed) == IDEM_RECORD_OK)
+		{
+			*record = changed;
 			return true;
+		}
 	}
 }
 
@@ -259,7 +266,6 @@ idem_renew(PG_FUNCTION_ARGS)
 
 	if (!lease_change(&key, token, &record, lease_extend, &until))
 		lease_raise_settled(&key, &record);
-	lease_extend(&record, &until);
 	PG_RETURN_TIMESTAMPTZ(record.lease.until);
 }
 

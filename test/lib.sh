@@ -61,6 +61,8 @@ sandbox()
 	"${as_user[@]}" env -i SANDBOX="$tmp" HOME="$tmp" TMPDIR="$tmp" LC_ALL=C \
 		PATH="$PATH" LD_LIBRARY_PATH="${LD_LIBRARY_PATH:-}" \
 		PG_CONFIG="$PG_CONFIG" KEEP="${KEEP:-}" \
+		IDEM_STORM_SECONDS="${IDEM_STORM_SECONDS:-}" \
+		IDEM_FENCE_SECONDS="${IDEM_FENCE_SECONDS:-}" \
 		bash "src/$script" "$@" </dev/null &
 	child=$!
 	set +m
@@ -147,6 +149,7 @@ missing()
 				say "postgresql-$major-pgtap"
 			perl -MIPC::Run -e 1 || say libipc-run-perl
 			command -v prove >/dev/null || say perl
+			[ -z "$major" ] || [ -x /usr/sbin/pgbouncer ] || say pgbouncer
 		fi
 	} 2>/dev/null | xargs
 }
@@ -171,7 +174,13 @@ install_packages()
 		trap 'exit 1' HUP INT TERM
 		$sudo mkdir -p "${conf%/*}"
 		say "create_main_cluster = false" | $sudo tee "$conf" >/dev/null
-		# shellcheck disable=SC2086  # a list
+		# Nor shall any other daemon start, such as a pooler.
+	if ! [ -e /usr/sbin/policy-rc.d ]; then
+		policy=/usr/sbin/policy-rc.d
+		printf '#!/bin/sh\nexit 101\n' | $sudo tee "$policy" >/dev/null
+		$sudo chmod +x "$policy"
+	fi
+	# shellcheck disable=SC2086  # a list
 		log=$($sudo env DEBIAN_FRONTEND=noninteractive LC_ALL=C apt-get -qq -y \
 			--no-install-recommends install $lacking 2>&1 </dev/null) || say "$log" >&2
 	)

@@ -248,7 +248,7 @@ finish_whose(const IdemKey *key, FunctionCallInfo fcinfo, int token_arg,
 	if (*token != 0)
 		return NULL;
 
-	record_look(key, &look);
+	record_look_twice(key, &look);
 	if (look.found && look.record.state == IDEM_FINISHED &&
 		record_is_live(&look.record, GetCurrentTimestamp()))
 		ereport(ERROR,
@@ -357,7 +357,7 @@ finish_row_is_there(PendingClaim *pending)
 	if (!record_is_version(&work->row))
 		return false;
 
-	record_look(&pending->key, &look);
+	record_look_twice(&pending->key, &look);
 	if (look.found ?
 		!record_same_version(&look.record.version, &work->row) :
 		work->row_is_ours)

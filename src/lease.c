@@ -93,7 +93,7 @@ lease_resolve_token(const IdemKey *key, int64 token)
 
 	if (token != 0)
 		return token;
-	record_look(key, &look);
+	record_look_twice(key, &look);
 	if (look.found && look.record.ours && look.record.lease.token != 0 &&
 		look.record.state == IDEM_IN_PROGRESS)
 		return look.record.lease.token;
@@ -109,7 +109,7 @@ lease_find(const IdemKey *key, int64 token, IdemRecord *record)
 {
 	IdemLook	look;
 
-	record_look(key, &look);
+	record_look_twice(key, &look);
 	if (!look.found || pending_unfinished(key) != NULL ||
 		!record_is_live(&look.record, GetCurrentTimestamp()) ||
 		look.record.lease.token != token)
@@ -362,7 +362,7 @@ idem_resolve(PG_FUNCTION_ARGS)
 
 		CHECK_FOR_INTERRUPTS();
 
-		record_look(&key, &look);
+		record_look_twice(&key, &look);
 		if (!look.found ||
 			look.record.state != IDEM_IN_PROGRESS ||
 			look.record.lease.until > now ||

@@ -125,7 +125,7 @@ idem_forget(PG_FUNCTION_ARGS)
 		CHECK_FOR_INTERRUPTS();
 
 		(void) lock_key_wait(key.hash, &forever);
-		record_look(&key, &look);
+		record_look_twice(&key, &look);
 		if (look.changed)
 			record_raise_changed(&key);
 

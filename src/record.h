@@ -90,6 +90,7 @@ extern void record_open(bool for_writing);
 extern bool record_table_exists(Oid table);
 pg_noreturn extern void record_raise_changed(const IdemKey *key);
 extern void record_look(const IdemKey *key, IdemLook *look);
+extern void record_look_twice(const IdemKey *key, IdemLook *look);
 extern bool record_read(const IdemKey *key, IdemRecord *record);
 extern bool record_is_live(const IdemRecord *record, TimestampTz now);
 extern IdemVersion record_insert(const IdemKey *key, const IdemRecord *record,

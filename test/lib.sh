@@ -157,6 +157,7 @@ missing()
 install_packages()
 {
 	local conf=/etc/postgresql-common/createcluster.d/idempotency-test.conf
+	local policy=/usr/sbin/policy-rc.d made=
 
 	command -v apt-get >/dev/null || return 0
 	[ "$(id -u)" -eq 0 ] || [ -n "$sudo" ] || return 0
@@ -169,18 +170,18 @@ install_packages()
 	fi
 	say "installing $lacking"
 	(
-		# A new server package makes and starts a cluster, unless told not to.
-		trap '$sudo rm -f "$conf"' EXIT
+		# A new server package makes and starts a cluster, unless told not to,
+		# and a pooler's starts its daemon, unless policy forbids it.
+		[ -e "$policy" ] || made=$policy
+		trap '$sudo rm -f "$conf" ${made:+"$made"}' EXIT
 		trap 'exit 1' HUP INT TERM
 		$sudo mkdir -p "${conf%/*}"
 		say "create_main_cluster = false" | $sudo tee "$conf" >/dev/null
-		# Nor shall any other daemon start, such as a pooler.
-	if ! [ -e /usr/sbin/policy-rc.d ]; then
-		policy=/usr/sbin/policy-rc.d
-		printf '#!/bin/sh\nexit 101\n' | $sudo tee "$policy" >/dev/null
-		$sudo chmod +x "$policy"
-	fi
-	# shellcheck disable=SC2086  # a list
+		if [ -n "${made:-}" ]; then
+			printf '#!/bin/sh\nexit 101\n' | $sudo tee "$made" >/dev/null
+			$sudo chmod +x "$made"
+		fi
+		# shellcheck disable=SC2086  # a list
 		log=$($sudo env DEBIAN_FRONTEND=noninteractive LC_ALL=C apt-get -qq -y \
 			--no-install-recommends install $lacking 2>&1 </dev/null) || say "$log" >&2
 	)

@@ -120,8 +120,8 @@ lease_find(const IdemKey *key, int64 token, IdemRecord *record)
 /*
  * Change the record that a token belongs to, if it is in progress.
  *
- * False if it is settled.  *record is what is stored now.  Waits for a transaction that is
- * changing it, and looks again.
+ * False if it is settled.  *record is what is stored now.  Waits for a
+ * transaction that is changing it, and looks again.
  */
 bool
 lease_change(const IdemKey *key, int64 token, IdemRecord *record,

@@ -104,7 +104,7 @@ static void claim_decide(const ClaimRequest *request, ClaimAnswer *answer);
 static ClaimVerdict claim_hear(const ClaimRequest *request,
 							   const IdemRecord *record, ClaimAnswer *answer);
 static bool claim_is_own_lease(const ClaimRequest *request,
-							   const IdemRecord *record);
+							   const IdemRecord *record, TimestampTz now);
 static bool claim_hold(const ClaimRequest *request, const IdemRecord *under,
 					   ClaimAnswer *answer);
 static bool claim_hold_by_lease(const ClaimRequest *request,
@@ -305,7 +305,7 @@ claim_hear(const ClaimRequest *request, const IdemRecord *record,
 		case IDEM_IN_PROGRESS:
 			if (record->lease.until > now)
 			{
-				if (claim_is_own_lease(request, record))
+				if (claim_is_own_lease(request, record, now))
 					return CLAIM_OPEN;
 				answer->retry_at = record->lease.until;
 				return CLAIM_LEASED;
@@ -328,11 +328,14 @@ claim_hear(const ClaimRequest *request, const IdemRecord *record,
 	return CLAIM_ANSWERED;
 }
 
-/* Is this the lease of the same holder, who asks for it again? */
+/* Is this the live lease of the same holder, who asks for it again? */
 static bool
-claim_is_own_lease(const ClaimRequest *request, const IdemRecord *record)
+claim_is_own_lease(const ClaimRequest *request, const IdemRecord *record,
+				   TimestampTz now)
 {
 	return request->leased &&
+		record->state == IDEM_IN_PROGRESS &&
+		record->lease.until > now &&
 		request->holder != NULL &&
 		record->lease.holder != NULL &&
 		strcmp(request->holder, record->lease.holder) == 0;
@@ -374,9 +377,7 @@ claim_hold(const ClaimRequest *request, const IdemRecord *under,
 		{
 			work.attempt = under->attempt < PG_INT32_MAX ?
 				under->attempt + 1 : PG_INT32_MAX;
-			if (claim_is_own_lease(request, under) &&
-				under->state == IDEM_IN_PROGRESS &&
-				under->lease.until > work.claimed_at)
+			if (claim_is_own_lease(request, under, work.claimed_at))
 				work.attempt = under->attempt;
 			if (!work.fingerprint.given)
 				work.fingerprint = under->fingerprint;
@@ -441,9 +442,8 @@ claim_hold_by_lease(const ClaimRequest *request, const IdemRecord *under,
 	record.lease.holder = request->holder;
 
 	/* the same holder's lease gets longer, never shorter */
-	if (under != NULL && claim_is_own_lease(request, under) &&
-		under->state == IDEM_IN_PROGRESS &&
-		under->attempt == work->attempt &&
+	if (under != NULL &&
+		claim_is_own_lease(request, under, work->claimed_at) &&
 		under->lease.until > record.lease.until)
 		record.lease.until = under->lease.until;
 	record.expires_at = args_expiry(record.lease.until,

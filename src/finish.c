@@ -212,7 +212,7 @@ idem_release(PG_FUNCTION_ARGS)
 	pending = finish_whose(&key, fcinfo, 2, &token);
 
 	if (pending == NULL)
-		(void) lease_delete(&key, token);
+		lease_delete(&key, token);
 	else
 	{
 		const PendingWork *work = &pending->top->work;

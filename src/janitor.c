@@ -11,9 +11,8 @@
 #include "postgres.h"
 
 #include "fmgr.h"
-#include "access/xact.h"
-#include "miscadmin.h"
 
+#include "args.h"
 #include "compat.h"
 #include "record.h"
 
@@ -36,9 +35,7 @@ PG_FUNCTION_INFO_V1(idem_expire);
 Datum
 idem_expire(PG_FUNCTION_ARGS)
 {
-	PreventCommandDuringRecovery("idem_expire()");
-	PreventCommandIfReadOnly("idem_expire()");
-	PreventCommandIfParallelMode("idem_expire()");
+	args_may_write("idem_expire()");
 
 	if (PG_ARGISNULL(0))
 		ereport(ERROR,

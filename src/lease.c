@@ -146,22 +146,23 @@ lease_change(const IdemKey *key, int64 token, IdemRecord *record,
 	}
 }
 
-/* Delete the record that a token belongs to; otherwise like lease_change(). */
-bool
+/*
+ * Delete the record that a token belongs to.  Raises ID002 if it is settled;
+ * waits like lease_change().
+ */
+void
 lease_delete(const IdemKey *key, int64 token)
 {
-	for (;;)
-	{
-		IdemRecord	record;
+	IdemRecord	record;
 
+	do
+	{
 		CHECK_FOR_INTERRUPTS();
 
 		lease_find(key, token, &record);
 		if (record.state != IDEM_IN_PROGRESS)
 			lease_raise_settled(key, &record);
-		if (record_delete(key, &record.version) == IDEM_RECORD_OK)
-			return true;
-	}
+	} while (record_delete(key, &record.version) != IDEM_RECORD_OK);
 }
 
 static void

@@ -21,7 +21,7 @@ extern int64 lease_resolve_token(const IdemKey *key, int64 token);
 extern void lease_find(const IdemKey *key, int64 token, IdemRecord *record);
 extern bool lease_change(const IdemKey *key, int64 token, IdemRecord *record,
 						 LeaseChange change, void *arg);
-extern bool lease_delete(const IdemKey *key, int64 token);
+extern void lease_delete(const IdemKey *key, int64 token);
 pg_noreturn extern void lease_raise_settled(const IdemKey *key,
 											const IdemRecord *record);
 extern const char *lease_state_name(const IdemRecord *record, TimestampTz now);

@@ -152,6 +152,7 @@ static TransactionId record_locker_among(MultiXactId multi, uint16 infomask);
 static TM_Result record_delete_version(Relation rel, ItemPointer tid,
 									   bool wait);
 static IdemRecordResult record_result(TM_Result result);
+static bool record_lease_keeps(const IdemLease *lease, TimestampTz now);
 static bool record_slot_is_kept(TupleTableSlot *slot, TimestampTz now);
 static int64 record_expire_range(Relation rel, BlockNumber start,
 								 BlockNumber nblocks, Oid owner,
@@ -564,10 +565,18 @@ record_is_live(const IdemRecord *record, TimestampTz now)
 	{
 		if (record->lease.token == 0)
 			return false;
-		if (record->lease.until > now || record->lease.takeover == IDEM_HOLD)
+		if (record_lease_keeps(&record->lease, now))
 			return true;
 	}
 	return record->expires_at > now;
+}
+
+/* A lease in progress that is live, or must be resolved, outlasts any expiry. */
+static bool
+record_lease_keeps(const IdemLease *lease, TimestampTz now)
+{
+	return lease->token != 0 &&
+		(lease->until > now || lease->takeover == IDEM_HOLD);
 }
 
 static bool
@@ -634,8 +643,8 @@ record_encode(Relation rel, const IdemKey *key, const IdemRecord *record,
  * Whoever calls this holds the lock of the key and has looked, so a duplicate
  * means that somebody wrote without our lock: an administrator, a logical
  * replication worker.  The row is in the heap by then and the (sub)transaction
- * cannot be saved; *duplicate (if wanted) is set and 40001 raised, since a
- * retry will find that row and be answered properly.
+ * cannot be saved; *duplicate is set and 40001 raised, since a retry will find
+ * that row and be answered properly.
  */
 IdemVersion
 record_insert(const IdemKey *key, const IdemRecord *record, bool *duplicate)
@@ -657,8 +666,7 @@ record_insert(const IdemKey *key, const IdemRecord *record, bool *duplicate)
 		MemoryContextSwitchTo(context);
 		if (geterrcode() == ERRCODE_UNIQUE_VIOLATION)
 		{
-			if (duplicate != NULL)
-				*duplicate = true;
+			*duplicate = true;
 			FlushErrorState();
 			ereport(ERROR,
 					(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
@@ -991,7 +999,7 @@ record_expire(int64 max_rows)
 	return removed;
 }
 
-/* A lease that is live, or must be resolved: see record_is_live(). */
+/* Is there a lease in the slot that outlasts the expiry? */
 static bool
 record_slot_is_kept(TupleTableSlot *slot, TimestampTz now)
 {
@@ -1001,8 +1009,7 @@ record_slot_is_kept(TupleTableSlot *slot, TimestampTz now)
 	if (DatumGetChar(slot->tts_values[Anum_state - 1]) != IDEM_IN_PROGRESS)
 		return false;
 	record_decode_lease(slot->tts_values, slot->tts_isnull, &lease);
-	return lease.token != 0 &&
-		(lease.until > now || lease.takeover == IDEM_HOLD);
+	return record_lease_keeps(&lease, now);
 }
 
 /*

@@ -127,32 +127,32 @@ args_lease_end(FunctionCallInfo fcinfo, int arg)
 
 /* A token, or 0 for NULL.  No lease has a token below 1. */
 int64
-args_token(FunctionCallInfo fcinfo, int arg)
+args_token(bool isnull, Datum value)
 {
-	if (PG_ARGISNULL(arg))
+	if (isnull)
 		return 0;
-	return PG_GETARG_INT64(arg) == 0 ? -1 : PG_GETARG_INT64(arg);
+	return DatumGetInt64(value) == 0 ? -1 : DatumGetInt64(value);
 }
 
-/* A response or an error to be stored; NULL for SQL NULL. */
+/* A jsonb value to be stored: response, error, result; NULL for SQL NULL. */
 Jsonb *
-args_response(const IdemKey *key, FunctionCallInfo fcinfo, int arg)
+args_response(const IdemKey *key, bool isnull, Datum value)
 {
 	Size		limit = (Size) args_max_response_size * 1024;
 	Size		size;
 
-	if (PG_ARGISNULL(arg))
+	if (isnull)
 		return NULL;
 
 	/* before it is detoasted */
-	size = toast_raw_datum_size(PG_GETARG_DATUM(arg)) - VARHDRSZ;
+	size = toast_raw_datum_size(value) - VARHDRSZ;
 	if (size > limit)
 		ereport(ERROR,
 				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
 				 errmsg("response of key \"%s\" is too large", key_name(key)),
 				 errdetail("It has %zu bytes, the limit is %zu.", size, limit),
 				 errhint("Store the data elsewhere and a reference to it here, or raise \"idempotency.max_response_size\".")));
-	return PG_GETARG_JSONB_P(arg);
+	return DatumGetJsonbP(value);
 }
 
 /* When a record expires; "ttl" NULL leaves it to the settings. */

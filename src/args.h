@@ -37,9 +37,8 @@ extern void args_key(IdemKey *key, FunctionCallInfo fcinfo,
 extern bool args_ttl(Interval *ttl, FunctionCallInfo fcinfo, int arg);
 extern void args_wait(IdemWait *wait, FunctionCallInfo fcinfo, int arg);
 extern TimestampTz args_lease_end(FunctionCallInfo fcinfo, int arg);
-extern int64 args_token(FunctionCallInfo fcinfo, int arg);
-extern Jsonb *args_response(const IdemKey *key, FunctionCallInfo fcinfo,
-							int arg);
+extern int64 args_token(bool isnull, Datum value);
+extern Jsonb *args_response(const IdemKey *key, bool isnull, Datum value);
 extern TimestampTz args_expiry(TimestampTz from, const Interval *ttl,
 							   IdemRetention retention);
 extern TimestampTz args_later(TimestampTz from, int64 usecs);

@@ -54,18 +54,15 @@
  */
 #include "postgres.h"
 
-#include "access/htup_details.h"
 #include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "fmgr.h"
-#include "funcapi.h"
 #include "miscadmin.h"
 #include "utils/builtins.h"
 #include "utils/jsonb.h"
-#include "utils/lsyscache.h"
 #include "utils/timestamp.h"
-#include "utils/typcache.h"
 
+#include "answer.h"
 #include "args.h"
 #include "claim.h"
 #include "compat.h"
@@ -75,20 +72,6 @@
 #include "lock.h"
 #include "pending.h"
 #include "record.h"
-
-/* What idem_claim was asked. */
-typedef struct ClaimRequest
-{
-	IdemKey		key;
-	bool		has_ttl;		/* else the settings decide */
-	Interval	ttl;
-	IdemFingerprint fingerprint;
-	IdemWait	wait;
-	bool		leased;			/* else transactional */
-	TimestampTz lease_until;
-	IdemTakeover takeover;
-	char	   *holder;			/* NULL for none */
-} ClaimRequest;
 
 /* What a record says to a claim. */
 typedef enum ClaimVerdict
@@ -100,7 +83,6 @@ typedef enum ClaimVerdict
 
 PG_FUNCTION_INFO_V1(idem_claim);
 
-static void claim_decide(const ClaimRequest *request, ClaimAnswer *answer);
 static ClaimVerdict claim_hear(const ClaimRequest *request,
 							   const IdemRecord *record, ClaimAnswer *answer);
 static bool claim_is_own_lease(const ClaimRequest *request,
@@ -148,35 +130,56 @@ Datum
 idem_claim(PG_FUNCTION_ARGS)
 {
 	ClaimRequest request;
-	ClaimAnswer answer = {.outcome = "in_progress"};
+	ClaimAnswer answer;
 
 	args_may_write("idem_claim()");
 	record_open(true);
 	args_key(&request.key, fcinfo, 0, 3);
-	request.has_ttl = args_ttl(&request.ttl, fcinfo, 1);
 	key_fingerprint(&request.fingerprint,
 					PG_ARGISNULL(2) ? NULL : PG_GETARG_JSONB_P(2));
-	args_wait(&request.wait, fcinfo, 4);
-	request.leased = !PG_ARGISNULL(5);
-	if (request.leased)
-		request.lease_until = args_lease_end(fcinfo, 5);
-	request.takeover = claim_takeover_argument(PG_ARGISNULL(6) ? NULL :
-											   text_to_cstring(PG_GETARG_TEXT_PP(6)));
-	request.holder = PG_ARGISNULL(7) ? NULL :
-		text_to_cstring(PG_GETARG_TEXT_PP(7));
-	if (request.holder != NULL && strlen(request.holder) > IDEM_MAX_KEY_LEN)
-		ereport(ERROR,
-				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
-				 errmsg("%s is too long", "holder"),
-				 errdetail("It has %d bytes, the limit is %d.",
-						   (int) strlen(request.holder), IDEM_MAX_KEY_LEN),
-				 errhint("Use a digest of the long value instead.")));
+	claim_terms(&request.terms, fcinfo, 1, 4, 5);
 
 	claim_decide(&request, &answer);
 	PG_RETURN_DATUM(claim_answer_row(fcinfo, &answer));
 }
 
-static void
+/*
+ * The terms of a claim, from the arguments of an SQL function: "ttl", "wait", and
+ * from "lease" on also "takeover" and "holder".  No lease_arg (negative): a
+ * transactional claim.
+ */
+void
+claim_terms(ClaimTerms *terms, FunctionCallInfo fcinfo, int ttl_arg,
+			int wait_arg, int lease_arg)
+{
+	int			takeover_arg = lease_arg + 1;
+	int			holder_arg = lease_arg + 2;
+
+	memset(terms, 0, sizeof(*terms));
+	terms->has_ttl = args_ttl(&terms->ttl, fcinfo, ttl_arg);
+	args_wait(&terms->wait, fcinfo, wait_arg);
+	if (lease_arg < 0)
+		return;
+
+	terms->leased = !PG_ARGISNULL(lease_arg);
+	if (terms->leased)
+		terms->lease_until = args_lease_end(fcinfo, lease_arg);
+	terms->takeover =
+		claim_takeover_argument(PG_ARGISNULL(takeover_arg) ? NULL :
+								text_to_cstring(PG_GETARG_TEXT_PP(takeover_arg)));
+	terms->holder = PG_ARGISNULL(holder_arg) ? NULL :
+		text_to_cstring(PG_GETARG_TEXT_PP(holder_arg));
+	if (terms->holder != NULL && strlen(terms->holder) > IDEM_MAX_KEY_LEN)
+		ereport(ERROR,
+				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+				 errmsg("%s is too long", "holder"),
+				 errdetail("It has %d bytes, the limit is %d.",
+						   (int) strlen(terms->holder), IDEM_MAX_KEY_LEN),
+				 errhint("Use a digest of the long value instead.")));
+}
+
+/* Claim a key, or find out why not: see above. */
+void
 claim_decide(const ClaimRequest *request, ClaimAnswer *answer)
 {
 	const IdemKey *key = &request->key;
@@ -184,6 +187,8 @@ claim_decide(const ClaimRequest *request, ClaimAnswer *answer)
 	bool		locked = false;
 	int			pauses = 0;
 
+	memset(answer, 0, sizeof(*answer));
+	answer->outcome = "in_progress";
 	if (pending != NULL)
 	{
 		if (key_fingerprints_differ(&request->fingerprint,
@@ -204,7 +209,7 @@ claim_decide(const ClaimRequest *request, ClaimAnswer *answer)
 		if (look.changed)
 		{
 			/* somebody is at it: the answer is true in any snapshot */
-			if (!locked && request->wait.mode == IDEM_WAIT_NONE)
+			if (!locked && request->terms.wait.mode == IDEM_WAIT_NONE)
 				return;
 			record_raise_changed(key);
 		}
@@ -216,14 +221,14 @@ claim_decide(const ClaimRequest *request, ClaimAnswer *answer)
 				lock_key_give_back(key->hash);
 			locked = false;
 			if (verdict == CLAIM_ANSWERED ||
-				!lock_pause(&request->wait, answer->retry_at, pauses++))
+				!lock_pause(&request->terms.wait, answer->retry_at, pauses++))
 				return;
 			continue;
 		}
 
 		if (!locked)
 		{
-			locked = lock_key_wait(key->hash, &request->wait);
+			locked = lock_key_wait(key->hash, &request->terms.wait);
 			if (!locked)
 				return;
 			continue;
@@ -237,26 +242,26 @@ claim_decide(const ClaimRequest *request, ClaimAnswer *answer)
 		{
 			lock_key_give_back(key->hash);
 			locked = false;
-			if (!record_wait_for_xact(look.rival, &request->wait))
+			if (!lock_xact_wait(look.rival, &request->terms.wait))
 				return;
 			continue;
 		}
 		if (look.found)
 		{
-			IdemRecordResult pinned = record_pin(key, &look.record.version);
+			StoreResult pinned = record_pin(key, &look.record.version);
 
-			if (pinned == IDEM_RECORD_BUSY)
+			if (pinned == STORE_BUSY)
 			{
 				TransactionId locker = record_locker(key, &look.record.version);
 
 				lock_key_give_back(key->hash);
 				locked = false;
-				if (request->wait.mode == IDEM_WAIT_NONE ||
+				if (request->terms.wait.mode == IDEM_WAIT_NONE ||
 					(TransactionIdIsValid(locker) &&
-					 !record_wait_for_xact(locker, &request->wait)))
+					 !lock_xact_wait(locker, &request->terms.wait)))
 					return;
 			}
-			if (pinned != IDEM_RECORD_OK)
+			if (pinned != STORE_OK)
 				continue;
 		}
 
@@ -333,12 +338,12 @@ static bool
 claim_is_own_lease(const ClaimRequest *request, const IdemRecord *record,
 				   TimestampTz now)
 {
-	return request->leased &&
+	return request->terms.leased &&
 		record->state == IDEM_IN_PROGRESS &&
 		record->lease.until > now &&
-		request->holder != NULL &&
+		request->terms.holder != NULL &&
 		record->lease.holder != NULL &&
-		strcmp(request->holder, record->lease.holder) == 0;
+		strcmp(request->terms.holder, record->lease.holder) == 0;
 }
 
 /*
@@ -363,8 +368,8 @@ claim_hold(const ClaimRequest *request, const IdemRecord *under,
 
 	memset(&work, 0, sizeof(work));
 	work.claimed_at = GetCurrentTimestamp();
-	work.has_ttl = request->has_ttl;
-	work.ttl = request->ttl;
+	work.has_ttl = request->terms.has_ttl;
+	work.ttl = request->terms.ttl;
 	work.fingerprint = request->fingerprint;
 	work.attempt = 1;
 	record_no_version(&work.row);
@@ -379,12 +384,13 @@ claim_hold(const ClaimRequest *request, const IdemRecord *under,
 				under->attempt + 1 : PG_INT32_MAX;
 			if (claim_is_own_lease(request, under, work.claimed_at))
 				work.attempt = under->attempt;
+			work.generation = under->generation;
 			if (!work.fingerprint.given)
 				work.fingerprint = under->fingerprint;
 		}
 	}
 
-	if (request->leased)
+	if (request->terms.leased)
 	{
 		if (!claim_hold_by_lease(request, under, &work, answer))
 		{
@@ -432,14 +438,15 @@ claim_hold_by_lease(const ClaimRequest *request, const IdemRecord *under,
 	memset(&record, 0, sizeof(record));
 	record.state = IDEM_IN_PROGRESS;
 	record.attempt = work->attempt;
+	record.generation = work->generation;
 	record.claimed_at = work->claimed_at;
 	record.fingerprint = work->fingerprint;
 	record.lease.token = lease_new_token();
-	record.lease.until = request->lease_until;
-	record.lease.takeover = request->takeover;
+	record.lease.until = request->terms.lease_until;
+	record.lease.takeover = request->terms.takeover;
 	record.lease.has_ttl = work->has_ttl;
 	record.lease.ttl = work->ttl;
-	record.lease.holder = request->holder;
+	record.lease.holder = request->terms.holder;
 
 	/* the same holder's lease gets longer, never shorter */
 	if (under != NULL &&
@@ -453,7 +460,7 @@ claim_hold_by_lease(const ClaimRequest *request, const IdemRecord *under,
 	answer->token = record.lease.token;
 	if (under == NULL)
 		return record_try_insert(&request->key, &record, &version);
-	return record_replace(&request->key, &under->version, &record) == IDEM_RECORD_OK;
+	return record_replace(&request->key, &under->version, &record) == STORE_OK;
 }
 
 static IdemTakeover
@@ -486,19 +493,11 @@ claim_time_left(TimestampTz until)
 	return IntervalPGetDatum(left);
 }
 
-/* The answer as a row of type idem_claim_answer. */
-Datum
-claim_answer_row(FunctionCallInfo fcinfo, const ClaimAnswer *answer)
+/* An answer as the columns of type idem_claim_answer. */
+void
+claim_answer_values(const ClaimAnswer *answer, Datum *values, bool *isnull)
 {
-	static const Oid columns[CLAIM_ANSWER_COLUMNS] =
-	{TEXTOID, JSONBOID, INT8OID, INT4OID, INTERVALOID};
-	const int32 no_typmod = -1;
-	Oid			type = get_fn_expr_rettype(fcinfo->flinfo);
-	Datum		values[CLAIM_ANSWER_COLUMNS];
-	bool		isnull[CLAIM_ANSWER_COLUMNS] = {false};
-	TupleDesc	desc;
-	HeapTuple	tuple;
-
+	isnull[0] = false;
 	values[0] = CStringGetTextDatum(answer->outcome);
 	isnull[1] = answer->response == NULL;
 	values[1] = JsonbPGetDatum(answer->response);
@@ -508,19 +507,16 @@ claim_answer_row(FunctionCallInfo fcinfo, const ClaimAnswer *answer)
 	values[3] = Int32GetDatum(answer->attempt);
 	isnull[4] = answer->retry_at == 0;
 	values[4] = isnull[4] ? (Datum) 0 : claim_time_left(answer->retry_at);
+}
 
-	if (!OidIsValid(type))
-		type = get_func_rettype(fcinfo->flinfo->fn_oid);
-	desc = lookup_rowtype_tupdesc(type, no_typmod);
-	for (int i = 0; i < Max(desc->natts, CLAIM_ANSWER_COLUMNS); i++)
-		if (i >= desc->natts || i >= CLAIM_ANSWER_COLUMNS ||
-			TupleDescAttr(desc, i)->atttypid != columns[i])
-			ereport(ERROR,
-					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-					 errmsg("type \"%s\" is not as extension \"%s\" created it",
-							format_type_be(type), "idempotency"),
-					 errhint("Undo the change, or use ALTER EXTENSION idempotency UPDATE if the library is newer than the extension.")));
-	tuple = heap_form_tuple(desc, values, isnull);
-	ReleaseTupleDesc(desc);
-	return HeapTupleGetDatum(tuple);
+/* And as a row of it. */
+Datum
+claim_answer_row(FunctionCallInfo fcinfo, const ClaimAnswer *answer)
+{
+	static const Oid columns[] = {CLAIM_ANSWER_TYPES};
+	Datum		values[lengthof(columns)];
+	bool		isnull[lengthof(columns)];
+
+	claim_answer_values(answer, values, isnull);
+	return answer_row(fcinfo, columns, lengthof(columns), values, isnull);
 }

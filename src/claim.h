@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * claim.h
- *	  What idem_claim answers.
+ *	  What a claim asks, and what it is answered.
  *
  *-------------------------------------------------------------------------
  */
@@ -14,8 +14,32 @@
 #include "utils/jsonb.h"
 #include "utils/timestamp.h"
 
-/* In SQL a row of type idem_claim_answer, with so many columns. */
-#define CLAIM_ANSWER_COLUMNS	5
+#include "compat.h"
+#include "key.h"
+#include "lock.h"
+#include "record.h"
+
+/* What a claim asks for, beside the key itself. */
+typedef struct ClaimTerms
+{
+	bool		has_ttl;		/* else the settings decide */
+	Interval	ttl;
+	IdemWait	wait;
+	bool		leased;			/* else transactional */
+	TimestampTz lease_until;
+	IdemTakeover takeover;
+	char	   *holder;			/* NULL for none */
+} ClaimTerms;
+
+typedef struct ClaimRequest
+{
+	IdemKey		key;
+	IdemFingerprint fingerprint;
+	ClaimTerms	terms;
+} ClaimRequest;
+
+/* In SQL a row of type idem_claim_answer, with these columns. */
+#define CLAIM_ANSWER_TYPES	TEXTOID, JSONBOID, INT8OID, INT4OID, INTERVALOID
 
 typedef struct ClaimAnswer
 {
@@ -26,6 +50,11 @@ typedef struct ClaimAnswer
 	TimestampTz retry_at;		/* 0 for unknown */
 } ClaimAnswer;
 
+extern void claim_terms(ClaimTerms *terms, FunctionCallInfo fcinfo,
+						int ttl_arg, int wait_arg, int lease_arg);
+extern void claim_decide(const ClaimRequest *request, ClaimAnswer *answer);
+extern void claim_answer_values(const ClaimAnswer *answer,
+								Datum *values, bool *isnull);
 extern Datum claim_answer_row(FunctionCallInfo fcinfo,
 							  const ClaimAnswer *answer);
 

@@ -7,8 +7,6 @@
  * only an idempotency key can get wrong.  These codes are part of the
  * contract: applications branch on them, so none may ever change its meaning.
  *
- * ID006 belongs to steps and comes with them.
- *
  *-------------------------------------------------------------------------
  */
 #ifndef IDEM_ERRORS_H
@@ -26,5 +24,7 @@
 #define ERRCODE_IDEM_NOT_HELD			MAKE_SQLSTATE('I','D','0','0','4')
 /* COMMIT or PREPARE with a claim neither finished nor released */
 #define ERRCODE_IDEM_UNFINISHED			MAKE_SQLSTATE('I','D','0','0','5')
+/* the step was done before with another request */
+#define ERRCODE_IDEM_STEP_DIFFERS		MAKE_SQLSTATE('I','D','0','0','6')
 
 #endif							/* IDEM_ERRORS_H */

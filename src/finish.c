@@ -31,6 +31,7 @@
 #include "finish.h"
 #include "key.h"
 #include "lease.h"
+#include "memo.h"
 #include "pending.h"
 #include "record.h"
 
@@ -57,13 +58,10 @@ PG_FUNCTION_INFO_V1(idem_release);
 static void finish_settle(IdemRecord *record, const FinishOutcome *outcome,
 						  const Interval *ttl);
 static void finish_settle_lease(IdemRecord *record, void *arg);
-static void finish_settle_pending(PendingClaim *pending,
-								  const FinishOutcome *outcome,
-								  IdemRecord *record);
-static void finish_write(PendingClaim *pending, const IdemRecord *record);
+static void finish_settle_claims(PendingClaim *const *claims,
+								 const FinishOutcome *outcomes, int n,
+								 IdemInsert *inserts);
 static bool finish_row_is_there(PendingClaim *pending);
-static PendingClaim *finish_whose(const IdemKey *key, FunctionCallInfo fcinfo,
-								  int token_arg, int64 *token);
 
 /*
  * idem_finish(key text, response jsonb, scope text, token bigint) -> jsonb
@@ -85,33 +83,26 @@ static PendingClaim *finish_whose(const IdemKey *key, FunctionCallInfo fcinfo,
 Datum
 idem_finish(PG_FUNCTION_ARGS)
 {
-	FinishOutcome outcome = {.state = IDEM_FINISHED};
 	IdemKey		key;
-	IdemRecord	record;
 	PendingClaim *pending;
+	Jsonb	   *response;
 	int64		token;
 
 	args_may_write("idem_finish()");
 	record_open(true);
 	args_key(&key, fcinfo, 0, 2);
-	pending = finish_whose(&key, fcinfo, 3, &token);
-	outcome.response = args_response(&key, fcinfo, 1);
-	outcome.now = GetCurrentTimestamp();
+	token = args_token(PG_ARGISNULL(3), PG_GETARG_DATUM(3));
+	pending = lease_whose_claim(&key, &token);
+	response = args_response(&key, PG_ARGISNULL(1), PG_GETARG_DATUM(1));
 
 	if (pending != NULL)
-		finish_settle_pending(pending, &outcome, &record);
-	else if (!lease_change(&key, token, &record, finish_settle_lease, &outcome))
-	{
-		if (record.state != IDEM_FINISHED)
-			lease_raise_settled(&key, &record);
-		if (record.response == NULL)
-			PG_RETURN_NULL();
-		PG_RETURN_JSONB_P(record.response);
-	}
+		finish_claims(&pending, &response, 1);
+	else
+		response = finish_lease(&key, token, response);
 
-	if (PG_ARGISNULL(1))
+	if (response == NULL)
 		PG_RETURN_NULL();
-	PG_RETURN_DATUM(PG_GETARG_DATUM(1));
+	PG_RETURN_JSONB_P(response);
 }
 
 /*
@@ -174,11 +165,17 @@ idem_fail(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("max_attempts must not be negative"),
 				 errhint("Use 0 for no limit.")));
-	pending = finish_whose(&key, fcinfo, 6, &token);
-	outcome.response = args_response(&key, fcinfo, 1);
+	token = args_token(PG_ARGISNULL(6), PG_GETARG_DATUM(6));
+	pending = lease_whose_claim(&key, &token);
+	outcome.response = args_response(&key, PG_ARGISNULL(1), PG_GETARG_DATUM(1));
 
 	if (pending != NULL)
-		finish_settle_pending(pending, &outcome, &record);
+	{
+		IdemInsert	written;
+
+		finish_settle_claims(&pending, &outcome, 1, &written);
+		record = written.record;
+	}
 	else if (!lease_change(&key, token, &record, finish_settle_lease, &outcome) &&
 			 record.state == IDEM_FINISHED)
 		lease_raise_settled(&key, &record);
@@ -209,7 +206,8 @@ idem_release(PG_FUNCTION_ARGS)
 	args_may_write("idem_release()");
 	record_open(true);
 	args_key(&key, fcinfo, 0, 1);
-	pending = finish_whose(&key, fcinfo, 2, &token);
+	token = args_token(PG_ARGISNULL(2), PG_GETARG_DATUM(2));
+	pending = lease_whose_claim(&key, &token);
 
 	if (pending == NULL)
 		lease_delete(&key, token);
@@ -221,45 +219,11 @@ idem_release(PG_FUNCTION_ARGS)
 		if ((work->row_is_ours || work->attempt > 1) &&
 			finish_row_is_there(pending))
 			(void) record_delete(&key, &work->row);
+		if (work->generation != work->row.generation)
+			memo_forget(work->generation);
 		pending_change(pending, PENDING_RELEASED);
 	}
 	PG_RETURN_VOID();
-}
-
-/*
- * Whose claim is to end: one of this transaction, which is returned, or a
- * lease, whose token is set.  Raises ID001 or ID002 if it is neither.
- */
-static PendingClaim *
-finish_whose(const IdemKey *key, FunctionCallInfo fcinfo, int token_arg,
-			 int64 *token)
-{
-	PendingClaim *pending;
-	IdemLook	look;
-
-	*token = args_token(fcinfo, token_arg);
-	if (*token != 0)
-		return NULL;
-
-	pending = pending_unfinished(key);
-	if (pending != NULL)
-		return pending;
-	*token = lease_resolve_token(key, 0);
-	if (*token != 0)
-		return NULL;
-
-	record_look_twice(key, &look);
-	if (look.found && look.record.state == IDEM_FINISHED &&
-		record_is_live(&look.record, GetCurrentTimestamp()))
-		ereport(ERROR,
-				(errcode(ERRCODE_IDEM_FINISHED),
-				 errmsg("key \"%s\" is finished already", key_name(key)),
-				 errhint("Finish or release a key only if idem_claim answered \"claimed\".")));
-	ereport(ERROR,
-			(errcode(ERRCODE_IDEM_NOT_CLAIMED),
-			 errmsg("key \"%s\" is not claimed by this transaction",
-					key_name(key)),
-			 errhint("Call idem_claim first, in the same transaction, as the same role and with the same scope, or pass the token of a lease. A release, or a rollback to a savepoint before it, ends a claim.")));
 }
 
 /* ----------------------------------------------------------------
@@ -308,36 +272,82 @@ finish_settle_lease(IdemRecord *record, void *arg)
 				  record->lease.has_ttl ? &record->lease.ttl : NULL);
 }
 
+/*
+ * Write the outcomes of claims of this transaction, in the order of their keys:
+ * over the row under the claim, if there is one.  "inserts" has room for all of
+ * them; the first one tells what was written if n is 1.
+ */
 static void
-finish_settle_pending(PendingClaim *pending, const FinishOutcome *outcome,
-					  IdemRecord *record)
+finish_settle_claims(PendingClaim *const *claims,
+					 const FinishOutcome *outcomes, int n,
+					 IdemInsert *inserts)
 {
-	const PendingWork *work = &pending->top->work;
+	int			fresh = 0;
 
-	memset(record, 0, sizeof(*record));
-	record->attempt = work->attempt;
-	record->claimed_at = work->claimed_at;
-	record->fingerprint = work->fingerprint;
-	finish_settle(record, outcome, work->has_ttl ? &work->ttl : NULL);
+	for (int i = 0; i < n; i++)
+	{
+		PendingClaim *claim = claims[i];
+		const PendingWork *work = &claim->top->work;
+		IdemInsert *insert = &inserts[fresh];
+		IdemRecord *record = &insert->record;
 
-	finish_write(pending, record);
-	pending_change(pending, PENDING_FINISHED);
+		memset(insert, 0, sizeof(*insert));
+		insert->key = &claim->key;
+		insert->duplicate = &claim->lost;
+		record->attempt = work->attempt;
+		record->generation = work->generation;
+		record->claimed_at = work->claimed_at;
+		record->fingerprint = work->fingerprint;
+		finish_settle(record, &outcomes[i], work->has_ttl ? &work->ttl : NULL);
+
+		if (!finish_row_is_there(claim))
+			fresh++;
+		else if (record_replace(&claim->key, &work->row, record) != STORE_OK)
+		{
+			claim->lost = true;
+			pending_raise_lost(claim);
+		}
+	}
+	if (fresh > 0)
+		record_insert(inserts, fresh);
+	for (int i = 0; i < n; i++)
+		pending_change(claims[i], PENDING_FINISHED);
 }
 
-/* Write the record of a claim, over the row under it if there is one. */
-static void
-finish_write(PendingClaim *pending, const IdemRecord *record)
+/* Finish claims of this transaction, in the order of their keys. */
+void
+finish_claims(PendingClaim *const *claims, Jsonb *const *responses, int n)
 {
-	const IdemKey *key = &pending->key;
-	const PendingWork *work = &pending->top->work;
+	TimestampTz now = GetCurrentTimestamp();
+	FinishOutcome *outcomes;
+	IdemInsert *inserts;
 
-	if (!finish_row_is_there(pending))
-		(void) record_insert(key, record, &pending->lost);
-	else if (record_replace(key, &work->row, record) != IDEM_RECORD_OK)
+	outcomes = palloc0(n * sizeof(FinishOutcome));
+	inserts = palloc(n * sizeof(IdemInsert));
+	for (int i = 0; i < n; i++)
 	{
-		pending->lost = true;
-		pending_raise_lost(pending);
+		outcomes[i].state = IDEM_FINISHED;
+		outcomes[i].response = responses[i];
+		outcomes[i].now = now;
 	}
+	finish_settle_claims(claims, outcomes, n, inserts);
+	pfree(inserts);
+	pfree(outcomes);
+}
+
+/* Finish a lease; returns the response that is stored now, which may be another. */
+Jsonb *
+finish_lease(const IdemKey *key, int64 token, Jsonb *response)
+{
+	FinishOutcome outcome = {.state = IDEM_FINISHED};
+	IdemRecord	record;
+
+	outcome.response = response;
+	outcome.now = GetCurrentTimestamp();
+	if (!lease_change(key, token, &record, finish_settle_lease, &outcome) &&
+		record.state != IDEM_FINISHED)
+		lease_raise_settled(key, &record);
+	return record.response;
 }
 
 /*

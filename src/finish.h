@@ -1,15 +1,28 @@
 /*-------------------------------------------------------------------------
  *
  * finish.h
- *	  Settings of failures.
+ *	  How claims are finished.
  *
  *-------------------------------------------------------------------------
  */
 #ifndef IDEM_FINISH_H
 #define IDEM_FINISH_H
 
+#include "postgres.h"
+
+#include "utils/jsonb.h"
+
+#include "compat.h"
+#include "key.h"
+#include "pending.h"
+
+/* Settings, see idempotency.c. */
 extern int	finish_max_attempts;	/* 0: no limit */
 extern int	finish_backoff_base;	/* milliseconds */
 extern int	finish_backoff_cap;		/* milliseconds */
+
+extern void finish_claims(PendingClaim *const *claims,
+						  Jsonb *const *responses, int n);
+extern Jsonb *finish_lease(const IdemKey *key, int64 token, Jsonb *response);
 
 #endif							/* IDEM_FINISH_H */

@@ -19,22 +19,29 @@
 #include "postgres.h"
 
 #include "common/cryptohash.h"
+#include "fmgr.h"
 #include "lib/stringinfo.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "port/pg_bitutils.h"
 #include "port/pg_bswap.h"
+#include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
 #include "utils/numeric.h"
+#include "utils/uuid.h"
 
 #include "compat.h"
 #include "key.h"
 #include "realm.h"
 
-static void key_check_text(const char *what, const text *value, int max_len);
+static void key_check(const text *key);
 static uint64 key_siphash(const uint8 *secret, const uint8 *data, size_t len);
 static void key_append_bytes(StringInfo buf, char tag,
 							 const char *data, int len);
+static void key_sha256(const StringInfo data, uint8 *digest);
+static void key_append_utf8(StringInfo buf, const text *value);
+
+PG_FUNCTION_INFO_V1(idem_derive);
 
 /*
  * The key that the current user means by (scope, key).
@@ -50,13 +57,8 @@ key_make(IdemKey *result, const text *key, const text *scope)
 	uint8	   *p = buf;
 	uint32		word;
 
-	key_check_text("key", key, IDEM_MAX_KEY_LEN);
+	key_check(key);
 	key_check_text("scope", scope, IDEM_MAX_SCOPE_LEN);
-	if (VARSIZE_ANY_EXHDR(key) == 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("key must not be empty"),
-				 errhint("Use the identifier that the client sends with every retry of one operation.")));
 
 	realm = realm_get();
 	result->table = realm->key_table;
@@ -101,6 +103,18 @@ key_name(const IdemKey *key)
 }
 
 static void
+key_check(const text *key)
+{
+	key_check_text("key", key, IDEM_MAX_KEY_LEN);
+	if (VARSIZE_ANY_EXHDR(key) == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("key must not be empty"),
+				 errhint("Use the identifier that the client sends with every retry of one operation.")));
+}
+
+/* Not NULL, and not too long. */
+void
 key_check_text(const char *what, const text *value, int max_len)
 {
 	int			len;
@@ -111,6 +125,8 @@ key_check_text(const char *what, const text *value, int max_len)
 				 errmsg("%s must not be null", what),
 				 strcmp(what, "scope") == 0 ?
 				 errhint("Use the empty string for keys without a scope.") :
+				 strcmp(what, "step") == 0 ?
+				 errhint("Use a name that this part of the flow has in every run.") :
 				 errhint("Use the identifier that the client sends with every retry of one operation.")));
 
 	len = VARSIZE_ANY_EXHDR(value);
@@ -222,7 +238,6 @@ key_fingerprint(IdemFingerprint *result, Jsonb *request)
 	JsonbIteratorToken token;
 	JsonbValue	value;
 	const bool	skip_nested = false;
-	pg_cryptohash_ctx *ctx;
 	bytea	   *number;
 
 	result->given = request != NULL;
@@ -286,23 +301,7 @@ key_fingerprint(IdemFingerprint *result, Jsonb *request)
 		}
 	}
 
-	ctx = pg_cryptohash_create(PG_SHA256);
-	if (ctx == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_OUT_OF_MEMORY),
-				 errmsg("out of memory")));
-	if (pg_cryptohash_init(ctx) < 0 ||
-		pg_cryptohash_update(ctx, (const uint8 *) buf.data, buf.len) < 0 ||
-		pg_cryptohash_final(ctx, result->digest, sizeof(result->digest)) < 0)
-	{
-		const char *reason = pg_cryptohash_error(ctx);
-
-		pg_cryptohash_free(ctx);
-		ereport(ERROR,
-				(errcode(ERRCODE_INTERNAL_ERROR),
-				 errmsg("could not compute %s hash: %s", "SHA256", reason)));
-	}
-	pg_cryptohash_free(ctx);
+	key_sha256(&buf, result->digest);
 	pfree(buf.data);
 }
 
@@ -314,6 +313,42 @@ key_fingerprints_differ(const IdemFingerprint *a, const IdemFingerprint *b)
 		memcmp(a->digest, b->digest, IDEM_FINGERPRINT_LEN) != 0;
 }
 
+/* As a column of type bytea. */
+void
+key_store_fingerprint(const IdemFingerprint *fingerprint,
+					  Datum *value, bool *isnull)
+{
+	bytea	   *digest;
+
+	*isnull = !fingerprint->given;
+	if (!fingerprint->given)
+		return;
+
+	digest = palloc(VARHDRSZ + IDEM_FINGERPRINT_LEN);
+	SET_VARSIZE(digest, VARHDRSZ + IDEM_FINGERPRINT_LEN);
+	memcpy(VARDATA(digest), fingerprint->digest, IDEM_FINGERPRINT_LEN);
+	*value = PointerGetDatum(digest);
+}
+
+void
+key_read_fingerprint(IdemFingerprint *fingerprint, Datum value, bool isnull)
+{
+	bytea	   *digest;
+
+	fingerprint->given = !isnull;
+	if (isnull)
+		return;
+
+	digest = DatumGetByteaPP(value);
+	if (VARSIZE_ANY_EXHDR(digest) != IDEM_FINGERPRINT_LEN)
+		ereport(ERROR,
+				(errcode(ERRCODE_DATA_CORRUPTED),
+				 errmsg("stored fingerprint has %d bytes instead of %d",
+						(int) VARSIZE_ANY_EXHDR(digest),
+						IDEM_FINGERPRINT_LEN)));
+	memcpy(fingerprint->digest, VARDATA_ANY(digest), IDEM_FINGERPRINT_LEN);
+}
+
 static void
 key_append_bytes(StringInfo buf, char tag, const char *data, int len)
 {
@@ -322,4 +357,104 @@ key_append_bytes(StringInfo buf, char tag, const char *data, int len)
 	appendStringInfoChar(buf, tag);
 	appendBinaryStringInfo(buf, (const char *) &word, sizeof(word));
 	appendBinaryStringInfo(buf, data, len);
+}
+
+static void
+key_sha256(const StringInfo data, uint8 *digest)
+{
+	pg_cryptohash_ctx *ctx;
+
+	ctx = pg_cryptohash_create(PG_SHA256);
+	if (ctx == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_OUT_OF_MEMORY),
+				 errmsg("out of memory")));
+	if (pg_cryptohash_init(ctx) < 0 ||
+		pg_cryptohash_update(ctx, (const uint8 *) data->data, data->len) < 0 ||
+		pg_cryptohash_final(ctx, digest, PG_SHA256_DIGEST_LENGTH) < 0)
+	{
+		const char *reason = pg_cryptohash_error(ctx);
+
+		pg_cryptohash_free(ctx);
+		ereport(ERROR,
+				(errcode(ERRCODE_INTERNAL_ERROR),
+				 errmsg("could not compute %s hash: %s", "SHA256", reason)));
+	}
+	pg_cryptohash_free(ctx);
+}
+
+/* ----------------------------------------------------------------
+ *						idem_derive
+ * ----------------------------------------------------------------
+ */
+
+/*
+ * The namespace of callers that have none: random, drawn once, fixed for ever.
+ * f47ff103-c916-4f03-a0f7-ada3d7810fe9
+ */
+static const uint8 key_namespace[UUID_LEN] =
+{
+	0xf4, 0x7f, 0xf1, 0x03, 0xc9, 0x16, 0x4f, 0x03,
+	0xa0, 0xf7, 0xad, 0xa3, 0xd7, 0x81, 0x0f, 0xe9
+};
+
+/*
+ * idem_derive(key text, step text, scope text, namespace uuid) -> uuid
+ *
+ * The key to hand to the next system: always the same for the same arguments,
+ * another one for any others.
+ *
+ *	step		names the request to that system; may be empty; up to 128 bytes
+ *	namespace	keeps staging and production, or two owners, apart; NULL: the
+ *				constant above
+ *
+ * A UUID of version 8 (RFC 9562, section 5.8): the first 128 bits of the SHA-256
+ * of
+ *
+ *		the 16 bytes of the namespace,
+ *		scope, key and step, each as the number of its bytes in UTF-8 (32 bits,
+ *		most significant first) and these bytes,
+ *
+ * in which the four bits of the version are 1000 and the two of the variant are
+ * 10.  This may never change: other systems remember what they were given.
+ *
+ * Raises 22004, 22023, 54000 for bad arguments.
+ */
+Datum
+idem_derive(PG_FUNCTION_ARGS)
+{
+	const text *key = PG_ARGISNULL(0) ? NULL : PG_GETARG_TEXT_PP(0);
+	const text *step = PG_ARGISNULL(1) ? NULL : PG_GETARG_TEXT_PP(1);
+	const text *scope = PG_ARGISNULL(2) ? NULL : PG_GETARG_TEXT_PP(2);
+	pg_uuid_t  *result = palloc(sizeof(pg_uuid_t));
+	uint8		digest[PG_SHA256_DIGEST_LENGTH];
+	StringInfoData buf;
+
+	key_check(key);
+	key_check_text("scope", scope, IDEM_MAX_SCOPE_LEN);
+	key_check_text("step", step, IDEM_MAX_STEP_LEN);
+
+	initStringInfo(&buf);
+	appendBinaryStringInfo(&buf, PG_ARGISNULL(3) ? (const char *) key_namespace :
+						   (const char *) PG_GETARG_UUID_P(3)->data, UUID_LEN);
+	key_append_utf8(&buf, scope);
+	key_append_utf8(&buf, key);
+	key_append_utf8(&buf, step);
+	key_sha256(&buf, digest);
+
+	memcpy(result->data, digest, UUID_LEN);
+	result->data[6] = (result->data[6] & 0x0f) | 0x80;
+	result->data[8] = (result->data[8] & 0x3f) | 0x80;
+	PG_RETURN_UUID_P(result);
+}
+
+static void
+key_append_utf8(StringInfo buf, const text *value)
+{
+	char	   *server = text_to_cstring(value);
+	char	   *utf8 = pg_server_to_any(server, strlen(server), PG_UTF8);
+	uint32		word = pg_hton32((uint32) strlen(utf8));
+
+	appendBinaryStringInfo(buf, (const char *) &word, sizeof(word));
+	appendStringInfoString(buf, utf8);
 }

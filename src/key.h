@@ -13,9 +13,10 @@
 #include "common/sha2.h"
 #include "utils/jsonb.h"
 
-/* Limits, in bytes of the server encoding.  Both are part of the contract. */
+/* Limits, in bytes of the server encoding: part of the contract. */
 #define IDEM_MAX_KEY_LEN		512
 #define IDEM_MAX_SCOPE_LEN		128
+#define IDEM_MAX_STEP_LEN		128
 
 #define IDEM_FINGERPRINT_LEN	PG_SHA256_DIGEST_LENGTH
 
@@ -43,10 +44,15 @@ typedef struct IdemFingerprint
 } IdemFingerprint;
 
 extern void key_make(IdemKey *result, const text *key, const text *scope);
+extern void key_check_text(const char *what, const text *value, int max_len);
 extern bool key_equal(const IdemKey *a, const IdemKey *b);
 extern char *key_name(const IdemKey *key);
 extern void key_fingerprint(IdemFingerprint *result, Jsonb *request);
 extern bool key_fingerprints_differ(const IdemFingerprint *a,
 									const IdemFingerprint *b);
+extern void key_store_fingerprint(const IdemFingerprint *fingerprint,
+								  Datum *value, bool *isnull);
+extern void key_read_fingerprint(IdemFingerprint *fingerprint,
+								 Datum value, bool isnull);
 
 #endif							/* IDEM_KEY_H */

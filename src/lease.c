@@ -101,6 +101,39 @@ lease_resolve_token(const IdemKey *key, int64 token)
 }
 
 /*
+ * Whose claim does a caller mean?  One of this transaction, which is returned;
+ * or, with a token, a lease, and then the result is NULL.  Without a token a
+ * lease that this very transaction has taken will do, and its token is set.
+ * Raises ID001 or ID002 if it is none of these.
+ */
+PendingClaim *
+lease_whose_claim(const IdemKey *key, int64 *token)
+{
+	PendingClaim *pending;
+	IdemLook	look;
+
+	if (*token != 0)
+		return NULL;
+
+	pending = pending_unfinished(key);
+	if (pending != NULL)
+		return pending;
+	*token = lease_resolve_token(key, 0);
+	if (*token != 0)
+		return NULL;
+
+	record_look_twice(key, &look);
+	if (look.found && look.record.state == IDEM_FINISHED &&
+		record_is_live(&look.record, GetCurrentTimestamp()))
+		lease_raise_finished(key);
+	ereport(ERROR,
+			(errcode(ERRCODE_IDEM_NOT_CLAIMED),
+			 errmsg("key \"%s\" is not claimed by this transaction",
+					key_name(key)),
+			 errhint("Call idem_claim first, in the same transaction, as the same role and with the same scope, or pass the token of a lease. A release, or a rollback to a savepoint before it, ends a claim.")));
+}
+
+/*
  * The record that a token belongs to.  Raises ID003 if there is none, or if this
  * very transaction has taken the key over with a claim of its own.
  */
@@ -138,7 +171,7 @@ lease_change(const IdemKey *key, int64 token, IdemRecord *record,
 			return false;
 		changed = *record;
 		change(&changed, arg);
-		if (record_replace(key, &record->version, &changed) == IDEM_RECORD_OK)
+		if (record_replace(key, &record->version, &changed) == STORE_OK)
 		{
 			*record = changed;
 			return true;
@@ -162,7 +195,44 @@ lease_delete(const IdemKey *key, int64 token)
 		lease_find(key, token, &record);
 		if (record.state != IDEM_IN_PROGRESS)
 			lease_raise_settled(key, &record);
-	} while (record_delete(key, &record.version) != IDEM_RECORD_OK);
+	} while (record_delete(key, &record.version) != STORE_OK);
+}
+
+/*
+ * Lock the record that a token belongs to, in progress, until the end of the
+ * (sub)transaction: nobody takes it over before.  Waits for a transaction that
+ * is doing so.  Raises ID003 and ID002.
+ */
+void
+lease_guard(const IdemKey *key, int64 token, IdemRecord *record)
+{
+	const IdemWait forever = {IDEM_WAIT_FOREVER, 0};
+	StoreResult result;
+
+	do
+	{
+		TransactionId locker;
+
+		CHECK_FOR_INTERRUPTS();
+
+		lease_find(key, token, record);
+		if (record->state != IDEM_IN_PROGRESS)
+			lease_raise_settled(key, record);
+		result = record_pin(key, &record->version);
+		if (result == STORE_BUSY &&
+			TransactionIdIsValid(locker = record_locker(key, &record->version)))
+			(void) lock_xact_wait(locker, &forever);
+	} while (result != STORE_OK);
+}
+
+/* Whoever comes without a token and finds the key finished. */
+void
+lease_raise_finished(const IdemKey *key)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_IDEM_FINISHED),
+			 errmsg("key \"%s\" is finished already", key_name(key)),
+			 errhint("Finish or release a key only if idem_claim answered \"claimed\".")));
 }
 
 static void
@@ -220,7 +290,7 @@ lease_state_name(const IdemRecord *record, TimestampTz now)
 static int64
 lease_token_argument(const IdemKey *key, FunctionCallInfo fcinfo, int arg)
 {
-	int64		token = lease_resolve_token(key, args_token(fcinfo, arg));
+	int64		token = lease_resolve_token(key, args_token(PG_ARGISNULL(arg), PG_GETARG_DATUM(arg)));
 
 	if (token == 0)
 		ereport(ERROR,
@@ -283,10 +353,8 @@ idem_renew(PG_FUNCTION_ARGS)
 Datum
 idem_guard(PG_FUNCTION_ARGS)
 {
-	const IdemWait forever = {IDEM_WAIT_FOREVER, 0};
 	IdemKey		key;
 	IdemRecord	record;
-	IdemRecordResult result;
 	int64		token;
 
 	args_may_write("idem_guard()");
@@ -294,21 +362,7 @@ idem_guard(PG_FUNCTION_ARGS)
 	args_key(&key, fcinfo, 0, 1);
 	token = lease_token_argument(&key, fcinfo, 2);
 
-	do
-	{
-		TransactionId locker;
-
-		CHECK_FOR_INTERRUPTS();
-
-		lease_find(&key, token, &record);
-		if (record.state != IDEM_IN_PROGRESS)
-			lease_raise_settled(&key, &record);
-		result = record_pin(&key, &record.version);
-		if (result == IDEM_RECORD_BUSY &&
-			TransactionIdIsValid(locker = record_locker(&key, &record.version)))
-			(void) record_wait_for_xact(locker, &forever);
-	} while (result != IDEM_RECORD_OK);
-
+	lease_guard(&key, token, &record);
 	PG_RETURN_VOID();
 }
 
@@ -349,7 +403,7 @@ idem_resolve(PG_FUNCTION_ARGS)
 				 errmsg("reopen must not be null"),
 				 errhint("Use true to let the work be done again, false to settle the key with a response.")));
 	reopen = PG_GETARG_BOOL(2);
-	response = args_response(&key, fcinfo, 1);
+	response = args_response(&key, PG_ARGISNULL(1), PG_GETARG_DATUM(1));
 	if (reopen && response != NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
@@ -391,7 +445,7 @@ idem_resolve(PG_FUNCTION_ARGS)
 										   &record.lease.ttl : NULL,
 										   ARGS_FINISHED);
 		}
-	} while (record_replace(&key, &record.version, &record) != IDEM_RECORD_OK);
+	} while (record_replace(&key, &record.version, &record) != STORE_OK);
 
 	ereport(LOG,
 			(errmsg("held key \"%s\" was %s by role \"%s\"", key_name(&key),

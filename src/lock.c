@@ -23,6 +23,7 @@
 #include "access/xact.h"
 #include "miscadmin.h"
 #include "storage/latch.h"
+#include "storage/lmgr.h"
 #include "storage/lock.h"
 #include "storage/proc.h"
 #include "utils/guc.h"
@@ -35,6 +36,8 @@
 
 static bool lock_key_acquire(uint64 hash, bool dont_wait);
 static void lock_key_acquire_blocking(void *arg);
+static bool lock_wait_for(const IdemWait *wait,
+						  void (*acquire) (void *arg), void *arg);
 
 static inline void
 lock_key_tag(LOCKTAG *tag, uint64 hash)
@@ -121,7 +124,7 @@ lock_key_acquire_blocking(void *arg)
  * it is left alone and raises its error, as do cancel and statement_timeout:
  * only our limit turns into an answer.
  */
-bool
+static bool
 lock_wait_for(const IdemWait *wait, void (*acquire) (void *arg), void *arg)
 {
 	MemoryContext context = CurrentMemoryContext;
@@ -194,6 +197,19 @@ lock_wait_for(const IdemWait *wait, void (*acquire) (void *arg), void *arg)
 	}
 
 	return false;
+}
+
+static void
+lock_xact_acquire(void *arg)
+{
+	XactLockTableWait(*(TransactionId *) arg, NULL, NULL, XLTW_None);
+}
+
+/* Wait for the end of a transaction.  False if time ran out. */
+bool
+lock_xact_wait(TransactionId xid, const IdemWait *wait)
+{
+	return lock_wait_for(wait, lock_xact_acquire, &xid);
 }
 
 /*

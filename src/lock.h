@@ -41,9 +41,7 @@ typedef struct IdemWait
 extern bool lock_key_try(uint64 hash);
 extern bool lock_key_wait(uint64 hash, const IdemWait *wait);
 extern void lock_key_give_back(uint64 hash);
-extern bool lock_wait_for(const IdemWait *wait,
-						  void (*acquire) (void *arg), void *arg);
-
+extern bool lock_xact_wait(TransactionId xid, const IdemWait *wait);
 extern bool lock_pause(const IdemWait *wait, TimestampTz until, int pauses);
 
 #endif							/* IDEM_LOCK_H */

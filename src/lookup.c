@@ -137,12 +137,12 @@ idem_forget(PG_FUNCTION_ARGS)
 
 		if (TransactionIdIsValid(look.rival))
 		{
-			(void) record_wait_for_xact(look.rival, &forever);
+			(void) lock_xact_wait(look.rival, &forever);
 			gone = false;
 		}
 		else if (look.found)
 		{
-			gone = record_delete(&key, &look.record.version) == IDEM_RECORD_OK;
+			gone = record_delete(&key, &look.record.version) == STORE_OK;
 			forgotten = gone && record_is_live(&look.record,
 											   GetCurrentTimestamp());
 		}

@@ -217,6 +217,13 @@ pending_change(PendingClaim *claim, PendingState state)
 	pending_version_here(claim)->state = state;
 }
 
+/* The first step under the claim was done at the present nesting level. */
+void
+pending_begin_steps(PendingClaim *claim, int64 generation)
+{
+	pending_version_here(claim)->work.generation = generation;
+}
+
 /* Somebody wrote or moved the record of a key that we had claimed. */
 void
 pending_raise_lost(const PendingClaim *claim)

@@ -28,6 +28,7 @@ typedef struct PendingWork
 {
 	TimestampTz claimed_at;
 	int			attempt;
+	int64		generation;		/* 0: no steps in this life of the key */
 	bool		has_ttl;		/* else the settings decide */
 	Interval	ttl;
 	IdemFingerprint fingerprint;
@@ -63,6 +64,7 @@ extern bool pending_may_lock(const IdemKey *key);
 extern void pending_remember(const IdemKey *key, const PendingWork *work,
 							 bool locked);
 extern void pending_change(PendingClaim *claim, PendingState state);
+extern void pending_begin_steps(PendingClaim *claim, int64 generation);
 pg_noreturn extern void pending_raise_lost(const PendingClaim *claim);
 
 extern void pending_visit(void (*visit) (const PendingClaim *claim, void *arg),

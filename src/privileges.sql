@@ -13,6 +13,7 @@ BEGIN
 		  FROM pg_catalog.pg_class AS c,
 			   LATERAL pg_catalog.aclexplode(c.relacl) AS a
 		 WHERE c.oid OPERATOR(pg_catalog.=) ANY (ARRAY['@extschema@.idem_key',
+								'@extschema@.idem_step',
 								'@extschema@.idem_secret']::pg_catalog.regclass[])
 		   AND a.grantee OPERATOR(pg_catalog.<>) c.relowner
 	LOOP

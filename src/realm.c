@@ -85,6 +85,7 @@ realm_invalidate(Datum arg, Oid relid)
 {
 	if (relid == InvalidOid ||
 		relid == realm.key_table ||
+		relid == realm.step_table ||
 		relid == realm_secret_table)
 		realm_valid = false;
 }
@@ -117,6 +118,7 @@ static void
 realm_load(void)
 {
 	Oid			key_table;
+	Oid			step_table;
 	Oid			secret_table;
 	Relation	rel;
 	SysScanDesc scan;
@@ -137,8 +139,10 @@ realm_load(void)
 					 errhint("Use CREATE EXTENSION idempotency.")));
 
 		key_table = get_relname_relid("idem_key", schema);
+		step_table = get_relname_relid("idem_step", schema);
 		secret_table = get_relname_relid("idem_secret", schema);
-		if (!OidIsValid(key_table) || !OidIsValid(secret_table))
+		if (!OidIsValid(key_table) || !OidIsValid(step_table) ||
+			!OidIsValid(secret_table))
 			ereport(ERROR,
 					(errcode(ERRCODE_UNDEFINED_TABLE),
 					 errmsg("a table of extension \"%s\" is missing",
@@ -169,6 +173,7 @@ realm_load(void)
 
 	realm.serial++;
 	realm.key_table = key_table;
+	realm.step_table = step_table;
 	realm_secret_table = secret_table;
 
 	/*

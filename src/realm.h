@@ -16,6 +16,7 @@ typedef struct IdemRealm
 {
 	uint64		serial;			/* counts how often this was looked up */
 	Oid			key_table;		/* idem_key, wherever it was installed */
+	Oid			step_table;		/* idem_step */
 	uint8		secret[IDEM_SECRET_LEN];	/* seeds the hash of every key */
 } IdemRealm;
 

@@ -3,20 +3,15 @@
  * record.c
  *	  The managed table, idem_key: the only room that touches it.
  *
- * The table is read and written in the way of the catalogs, without the
- * executor: two to three times cheaper than SPI with kept plans.  The price is
- * that nothing of SQL happens by itself: no defaults, CHECKs, triggers,
- * privileges, row security.  So every column is filled and checked here,
- * privileges come from GetUserId() being part of every key, and
- * record_check_shape() refuses a table that does not look as we created it.
+ * Rows are read and written through store.c, without the executor.  Privileges
+ * come from GetUserId() being part of every key.
  *
  * Locks.  record_open() locks the table for the rest of the (sub)transaction,
  * under CurTransactionResourceOwner like the key locks (see lock.c); the other
  * functions rely on it and open the table without locking.  Nobody can
  * drop, rewrite or alter it while a claim is remembered, except the very
  * transaction that holds it, which is why a version that was remembered is
- * looked up again before it is written.  Indexes are looked up in the open relation
- * each time: REINDEX CONCURRENTLY gives them new OIDs under our lock.
+ * looked up again before it is written.
  *
  * Snapshots.  A claim must know the truth of now, not of its snapshot, so
  * record_look() uses SnapshotDirty and sees uncommitted rows as well.  Under
@@ -25,10 +20,8 @@
  * predicate locks on whole index pages would make SERIALIZABLE transactions on
  * unrelated keys fail.
  *
- * Concurrent writers.  A fresh row is protected by the primary key.  Rows that
- * exist may be touched by others (expiry, idem_forget, an administrator), so
- * they are locked, updated and deleted through table_tuple_*() with every
- * TM_Result handled.
+ * Steps (memo.c) belong to one life of a key, its generation: they go with the
+ * row that carries it, whoever replaces or removes that row.
  *
  * Responses and other values that are returned are copied, detoasted, into
  * the caller's memory context before the buffer is let go.
@@ -40,20 +33,14 @@
 #include "access/genam.h"
 #include "access/heapam.h"
 #include "access/htup_details.h"
-#include "access/multixact.h"
 #include "access/relscan.h"
 #include "access/table.h"
 #include "access/tableam.h"
 #include "access/xact.h"
-#include "catalog/index.h"
-#include "catalog/pg_am.h"
-#include "catalog/pg_collation.h"
 #include "catalog/pg_type.h"
 #include "executor/tuptable.h"
 #include "miscadmin.h"
 #include "storage/bufmgr.h"
-#include "storage/lmgr.h"
-#include "storage/procarray.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
@@ -63,8 +50,10 @@
 #include "utils/syscache.h"
 
 #include "compat.h"
+#include "memo.h"
 #include "realm.h"
 #include "record.h"
+#include "store.h"
 
 /* Columns of idem_key, as record.sql creates them. */
 enum
@@ -80,20 +69,15 @@ enum
 	Anum_state,
 	Anum_attempt,
 	Anum_token,
+	Anum_generation,
 	Anum_lease_until,
 	Anum_retry_at,
 	Anum_ttl,
 	Anum_takeover,
-	Anum_holder,
-	Natts_idem_key = Anum_holder
+	Anum_holder
 };
 
-static const struct
-{
-	const char *name;
-	Oid			type;
-	bool		not_null;
-}			record_columns[Natts_idem_key] =
+static const StoreColumn record_columns[] =
 {
 	{"expires_at", TIMESTAMPTZOID, true},
 	{"claimed_at", TIMESTAMPTZOID, true},
@@ -106,6 +90,7 @@ static const struct
 	{"state", CHAROID, true},
 	{"attempt", INT4OID, false},
 	{"token", INT8OID, false},
+	{"generation", INT8OID, false},
 	{"lease_until", TIMESTAMPTZOID, false},
 	{"retry_at", TIMESTAMPTZOID, false},
 	{"ttl", INTERVALOID, false},
@@ -113,28 +98,17 @@ static const struct
 	{"holder", TEXTOID, false}
 };
 
-/* A record in the form that the table and its indexes take. */
-typedef struct RecordRow
-{
-	Datum	   *values;
-	bool	   *isnull;
-	HeapTuple	tuple;
-} RecordRow;
+static const AttrNumber record_key[] = {Anum_key, Anum_scope, Anum_owner};
 
-/* Why index entries are made. */
-typedef enum RecordWrite
+static const StoreShape record_shape =
 {
-	RECORD_INSERT,
-	RECORD_SPECULATIVE,			/* a duplicate is no error */
-	RECORD_UPDATE
-} RecordWrite;
+	record_columns, lengthof(record_columns),
+	record_key, lengthof(record_key), "key, scope, owner"
+};
 
 /* Where record_expire() goes on: see there. */
 static BlockNumber record_hand = InvalidBlockNumber;
 
-static void record_check_shape(Relation rel);
-static void record_check_index(Relation rel, Oid index_oid);
-pg_noreturn static void record_refuse_shape(Relation rel, const char *detail);
 static SysScanDesc record_begin_scan(Relation rel, Snapshot snapshot,
 									 const IdemKey *key);
 static void record_decode(Relation rel, HeapTuple tuple, const IdemKey *key,
@@ -145,13 +119,7 @@ static void record_decode_lease(const Datum *values, const bool *isnull,
 static void record_encode_lease(const IdemLease *lease,
 								Datum *values, bool *isnull);
 static void record_encode(Relation rel, const IdemKey *key,
-						  const IdemRecord *record, RecordRow *row);
-static bool record_insert_index_entries(Relation rel, const RecordRow *row,
-										ItemPointer tid, RecordWrite write);
-static TransactionId record_locker_among(MultiXactId multi, uint16 infomask);
-static TM_Result record_delete_version(Relation rel, ItemPointer tid,
-									   bool wait);
-static IdemRecordResult record_result(TM_Result result);
+						  const IdemRecord *record, StoreRow *row);
 static bool record_lease_keeps(const IdemLease *lease, TimestampTz now);
 static bool record_slot_is_kept(TupleTableSlot *slot, TimestampTz now);
 static int64 record_expire_range(Relation rel, BlockNumber start,
@@ -202,7 +170,7 @@ record_open(bool for_writing)
 	}
 	if (unlikely(checked != realm_get()->serial))
 	{
-		record_check_shape(rel);
+		store_check_shape(rel, &record_shape);
 		checked = realm_get()->serial;
 	}
 	table_close(rel, NoLock);
@@ -217,96 +185,6 @@ bool
 record_table_exists(Oid table)
 {
 	return SearchSysCacheExists1(RELOID, ObjectIdGetDatum(table));
-}
-
-/*
- * A superuser can alter the table.  What we would misread or, worse, write
- * wrongly is refused; what does no harm (storage parameters, statistics
- * targets, a plain index more) is not our business.
- */
-static void
-record_check_shape(Relation rel)
-{
-	TupleDesc	desc = RelationGetDescr(rel);
-	List	   *indexes;
-	ListCell   *lc;
-
-	if (rel->rd_rel->relkind != RELKIND_RELATION ||
-		rel->rd_tableam != GetHeapamTableAmRoutine())
-		record_refuse_shape(rel, "It is not an ordinary heap table.");
-	if (rel->rd_rel->relpersistence != RELPERSISTENCE_PERMANENT)
-		record_refuse_shape(rel, "It is not logged: a crash would empty it, and all work be done again.");
-	for (int i = 0; i < Max(desc->natts, Natts_idem_key); i++)
-	{
-		Form_pg_attribute att;
-
-		/* a column that was added must have been dropped again */
-		if (i >= Natts_idem_key)
-		{
-			if (!TupleDescAttr(desc, i)->attisdropped)
-				record_refuse_shape(rel, psprintf("Column \"%s\" was added.",
-												  NameStr(TupleDescAttr(desc, i)->attname)));
-			continue;
-		}
-
-		att = i < desc->natts ? TupleDescAttr(desc, i) : NULL;
-		if (att == NULL || att->attisdropped ||
-			att->atttypid != record_columns[i].type ||
-			(att->atttypid == TEXTOID && att->attcollation != C_COLLATION_OID) ||
-			att->attnotnull != record_columns[i].not_null ||
-			strcmp(NameStr(att->attname), record_columns[i].name) != 0)
-			record_refuse_shape(rel, psprintf("Column \"%s\" was altered.",
-											  record_columns[i].name));
-	}
-
-	if (!OidIsValid(RelationGetPrimaryKeyIndex(rel, false)))
-		record_refuse_shape(rel, "It has no valid primary key.");
-	indexes = RelationGetIndexList(rel);
-	foreach(lc, indexes)
-		record_check_index(rel, lfirst_oid(lc));
-	list_free(indexes);
-}
-
-/*
- * Indexes are maintained without the executor, which sets limits to them: plain
- * columns, all rows, entries for every version that is not heap-only.  A unique
- * index on anything else than the key would refuse rows for reasons that no
- * retry can mend; one on the key is what REINDEX CONCURRENTLY makes for a while.
- */
-static void
-record_check_index(Relation rel, Oid index_oid)
-{
-	static const AttrNumber key_columns[] = {Anum_key, Anum_scope, Anum_owner};
-	Relation	index = index_open(index_oid, AccessShareLock);
-	Form_pg_index form = index->rd_index;
-	bool		on_key;
-
-	on_key = form->indnkeyatts == lengthof(key_columns);
-	for (int i = 0; on_key && i < (int) lengthof(key_columns); i++)
-		on_key = form->indkey.values[i] == key_columns[i];
-
-	if (form->indisprimary && !on_key)
-		record_refuse_shape(rel, "Its primary key is not (key, scope, owner).");
-	if (index->rd_rel->relam != BTREE_AM_OID ||
-		!form->indimmediate ||
-		form->indisexclusion ||
-		(form->indisunique && !on_key) ||
-		!heap_attisnull(index->rd_indextuple, Anum_pg_index_indexprs, NULL) ||
-		!heap_attisnull(index->rd_indextuple, Anum_pg_index_indpred, NULL))
-		record_refuse_shape(rel, psprintf("Index \"%s\" is not a plain b-tree: it is unique, partial, deferrable, on expressions, or of another access method.",
-										  RelationGetRelationName(index)));
-	index_close(index, AccessShareLock);
-}
-
-static void
-record_refuse_shape(Relation rel, const char *detail)
-{
-	ereport(ERROR,
-			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-			 errmsg("table \"%s\" is not as extension \"%s\" created it",
-					RelationGetRelationName(rel), "idempotency"),
-			 errdetail_internal("%s", detail),
-			 errhint("Undo the change, or use ALTER EXTENSION idempotency UPDATE if the library is newer than the extension.")));
 }
 
 /* ----------------------------------------------------------------
@@ -478,7 +356,10 @@ record_decode(Relation rel, HeapTuple tuple, const IdemKey *key,
 						RelationGetRelationName(rel)),
 				 errhint("Please REINDEX it.")));
 
-	record->version.tid = tuple->t_self;
+	record->generation = isnull[Anum_generation - 1] ? 0 :
+		DatumGetInt64(values[Anum_generation - 1]);
+	record->version.row.tid = tuple->t_self;
+	record->version.generation = record->generation;
 	record->ours =
 		TransactionIdIsCurrentTransactionId(HeapTupleHeaderGetXmin(tuple->t_data));
 	record->state = (IdemState) DatumGetChar(values[Anum_state - 1]);
@@ -492,22 +373,8 @@ record_decode(Relation rel, HeapTuple tuple, const IdemKey *key,
 		DatumGetTimestampTz(values[Anum_retry_at - 1]);
 	record_decode_lease(values, isnull, &record->lease);
 
-	record->fingerprint.given = !isnull[Anum_fingerprint - 1];
-	if (record->fingerprint.given)
-	{
-		bytea	   *digest = DatumGetByteaPP(values[Anum_fingerprint - 1]);
-
-		if (VARSIZE_ANY_EXHDR(digest) != IDEM_FINGERPRINT_LEN)
-			ereport(ERROR,
-					(errcode(ERRCODE_DATA_CORRUPTED),
-					 errmsg("fingerprint in table \"%s\" has %d bytes instead of %d",
-							RelationGetRelationName(rel),
-							(int) VARSIZE_ANY_EXHDR(digest),
-							IDEM_FINGERPRINT_LEN)));
-		memcpy(record->fingerprint.digest, VARDATA_ANY(digest),
-			   IDEM_FINGERPRINT_LEN);
-	}
-
+	key_read_fingerprint(&record->fingerprint, values[Anum_fingerprint - 1],
+						 isnull[Anum_fingerprint - 1]);
 	record->response = isnull[Anum_response - 1] ? NULL :
 		DatumGetJsonbPCopy(values[Anum_response - 1]);
 }
@@ -595,13 +462,15 @@ record_text_is(Datum datum, const char *data, int len)
 
 static void
 record_encode(Relation rel, const IdemKey *key, const IdemRecord *record,
-			  RecordRow *row)
+			  StoreRow *row)
 {
-	int			natts = RelationGetDescr(rel)->natts;	/* dropped ones, too */
-	Datum	   *values = palloc0(natts * sizeof(Datum));
-	bool	   *isnull = palloc0(natts * sizeof(bool));
+	Datum	   *values;
+	bool	   *isnull;
 
-	memset(isnull + Natts_idem_key, true, natts - Natts_idem_key);
+	store_new_row(rel, &record_shape, row);
+	values = row->values;
+	isnull = row->isnull;
+
 	values[Anum_expires_at - 1] = TimestampTzGetDatum(record->expires_at);
 	values[Anum_claimed_at - 1] = TimestampTzGetDatum(record->claimed_at);
 	isnull[Anum_finished_at - 1] = record->state == IDEM_IN_PROGRESS;
@@ -609,6 +478,8 @@ record_encode(Relation rel, const IdemKey *key, const IdemRecord *record,
 	values[Anum_state - 1] = CharGetDatum(record->state);
 	isnull[Anum_attempt - 1] = record->attempt == 1;
 	values[Anum_attempt - 1] = Int32GetDatum(record->attempt);
+	isnull[Anum_generation - 1] = record->generation == 0;
+	values[Anum_generation - 1] = Int64GetDatum(record->generation);
 	isnull[Anum_retry_at - 1] = record->state != IDEM_RETRY;
 	values[Anum_retry_at - 1] = TimestampTzGetDatum(record->retry_at);
 	record_encode_lease(&record->lease, values, isnull);
@@ -618,60 +489,49 @@ record_encode(Relation rel, const IdemKey *key, const IdemRecord *record,
 	values[Anum_key - 1] =
 		PointerGetDatum(cstring_to_text_with_len(key->key, key->key_len));
 
-	isnull[Anum_fingerprint - 1] = !record->fingerprint.given;
-	if (record->fingerprint.given)
-	{
-		bytea	   *digest = palloc(VARHDRSZ + IDEM_FINGERPRINT_LEN);
-
-		SET_VARSIZE(digest, VARHDRSZ + IDEM_FINGERPRINT_LEN);
-		memcpy(VARDATA(digest), record->fingerprint.digest,
-			   IDEM_FINGERPRINT_LEN);
-		values[Anum_fingerprint - 1] = PointerGetDatum(digest);
-	}
-
+	key_store_fingerprint(&record->fingerprint,
+						  &values[Anum_fingerprint - 1],
+						  &isnull[Anum_fingerprint - 1]);
 	isnull[Anum_response - 1] = record->response == NULL;
 	values[Anum_response - 1] = PointerGetDatum(record->response);
-
-	row->values = values;
-	row->isnull = isnull;
-	row->tuple = heap_form_tuple(RelationGetDescr(rel), values, isnull);
 }
 
 /*
- * Insert the record of a key that has none; returns its version.
+ * Insert the records of keys that have none.
  *
- * Whoever calls this holds the lock of the key and has looked, so a duplicate
+ * Whoever calls this holds the locks of the keys and has looked, so a duplicate
  * means that somebody wrote without our lock: an administrator, a logical
- * replication worker.  The row is in the heap by then and the (sub)transaction
- * cannot be saved; *duplicate is set and 40001 raised, since a retry will find
- * that row and be answered properly.
+ * replication worker.  The rows are in the heap by then and the
+ * (sub)transaction cannot be saved; the insert is marked and 40001 raised, since
+ * a retry will find that row and be answered properly.
  */
-IdemVersion
-record_insert(const IdemKey *key, const IdemRecord *record, bool *duplicate)
+void
+record_insert(const IdemInsert *inserts, int n)
 {
-	Relation	rel = table_open(key->table, NoLock);
+	Relation	rel = table_open(inserts[0].key->table, NoLock);
 	MemoryContext context = CurrentMemoryContext;
-	RecordRow	row;
-	IdemVersion version;
+	StoreRow	single;
+	StoreRow   *rows = n == 1 ? &single : palloc(n * sizeof(StoreRow));
+	volatile int current = 0;
 
-	record_encode(rel, key, record, &row);
+	for (int i = 0; i < n; i++)
+		record_encode(rel, inserts[i].key, &inserts[i].record, &rows[i]);
+
 	PG_TRY();
 	{
-		simple_heap_insert(rel, row.tuple);
-		(void) record_insert_index_entries(rel, &row, &row.tuple->t_self,
-										   RECORD_INSERT);
+		store_insert(rel, rows, n, &current);
 	}
 	PG_CATCH();
 	{
 		MemoryContextSwitchTo(context);
 		if (geterrcode() == ERRCODE_UNIQUE_VIOLATION)
 		{
-			*duplicate = true;
+			*inserts[current].duplicate = true;
 			FlushErrorState();
 			ereport(ERROR,
 					(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
 					 errmsg("could not serialize access to key \"%s\"",
-							key_name(key)),
+							key_name(inserts[current].key)),
 					 errdetail("Another transaction wrote the record of this key without claiming it."),
 					 errhint("Retry the transaction.")));
 		}
@@ -680,272 +540,88 @@ record_insert(const IdemKey *key, const IdemRecord *record, bool *duplicate)
 	PG_END_TRY();
 
 	table_close(rel, NoLock);
-
-	/* the rest of this command may look at it, and change it */
-	CommandCounterIncrement();
-
-	version.tid = row.tuple->t_self;
-	return version;
 }
 
 /*
- * Insert the record of a key unless there is one: by speculative insertion, as
- * INSERT ... ON CONFLICT does it, so that a duplicate is an answer (false) and
- * not an error.  For rows that are written while their transaction goes on.
+ * Insert the record of a key unless there is one; false is an answer and not an
+ * error.  For rows that are written while their transaction goes on.
  */
 bool
 record_try_insert(const IdemKey *key, const IdemRecord *record,
 				  IdemVersion *version)
 {
-	const int	no_options = 0;
-	const bool	should_free = false;
 	Relation	rel = table_open(key->table, NoLock);
-	TupleTableSlot *slot = MakeSingleTupleTableSlot(RelationGetDescr(rel),
-													&TTSOpsHeapTuple);
-	RecordRow	row;
-	uint32		token;
+	StoreRow	row;
 	bool		inserted;
 
 	record_encode(rel, key, record, &row);
-	ExecStoreHeapTuple(row.tuple, slot, should_free);
-	token = SpeculativeInsertionLockAcquire(GetCurrentTransactionId());
-	table_tuple_insert_speculative(rel, slot, GetCurrentCommandId(true),
-								   no_options, NULL, token);
-	inserted = record_insert_index_entries(rel, &row, &slot->tts_tid,
-										   RECORD_SPECULATIVE);
-	table_tuple_complete_speculative(rel, slot, token, inserted);
-	SpeculativeInsertionLockRelease(GetCurrentTransactionId());
-
-	version->tid = slot->tts_tid;
-	ExecDropSingleTupleTableSlot(slot);
+	inserted = store_try_insert(rel, &row, &version->row);
+	version->generation = record->generation;
 	table_close(rel, NoLock);
-	CommandCounterIncrement();
 	return inserted;
 }
 
 /*
  * Write the record over an existing version, which the caller has pinned, or
- * waiting for whoever has it locked or is changing it.
+ * waiting for whoever has it locked or is changing it.  If the new record begins
+ * another life of the key, the steps of the old one go.
  */
-IdemRecordResult
+StoreResult
 record_replace(const IdemKey *key, const IdemVersion *version,
 			   const IdemRecord *record)
 {
-	const bool	wait = true;
-	const bool	should_free = false;
 	Relation	rel = table_open(key->table, NoLock);
-	RecordRow	row;
-	TupleTableSlot *slot = MakeSingleTupleTableSlot(RelationGetDescr(rel),
-													&TTSOpsHeapTuple);
-	ItemPointerData tid = version->tid;
-	TU_UpdateIndexes update_indexes = TU_None;
-	LockTupleMode lock_mode;
-	TM_FailureData failure;
-	TM_Result	result;
+	StoreRow	row;
+	StoreResult result;
 
 	record_encode(rel, key, record, &row);
-	ExecStoreHeapTuple(row.tuple, slot, should_free);
-	result = table_tuple_update(rel, &tid, slot, GetCurrentCommandId(true),
-								InvalidSnapshot, InvalidSnapshot, wait,
-								&failure, &lock_mode, &update_indexes);
-	if (result == TM_Ok && update_indexes != TU_None)
-		(void) record_insert_index_entries(rel, &row, &slot->tts_tid,
-										   RECORD_UPDATE);
-	ExecDropSingleTupleTableSlot(slot);
+	result = store_replace(rel, &row, &version->row);
 	table_close(rel, NoLock);
-	if (result == TM_Ok)
-		CommandCounterIncrement();
-
-	return record_result(result);
+	if (result == STORE_OK && version->generation != record->generation)
+		memo_forget(version->generation);
+	return result;
 }
 
 /*
  * Keep a version from being removed, changed or pinned by anybody else until
  * the end of the (sub)transaction, by a tuple lock.  Does not wait.
  */
-IdemRecordResult
+StoreResult
 record_pin(const IdemKey *key, const IdemVersion *version)
 {
-	const uint8 flags = 0;
 	Relation	rel = table_open(key->table, NoLock);
-	TupleTableSlot *slot = table_slot_create(rel, NULL);
-	ItemPointerData tid = version->tid;
-	TM_FailureData failure;
-	TM_Result	result;
+	StoreResult result = store_pin(rel, &version->row);
 
-	result = table_tuple_lock(rel, &tid, SnapshotAny, slot,
-							  GetCurrentCommandId(true), LockTupleExclusive,
-							  LockWaitSkip, flags, &failure);
-	ExecDropSingleTupleTableSlot(slot);
 	table_close(rel, NoLock);
-	return record_result(result);
+	return result;
 }
 
-/*
- * A transaction that has a version locked, or InvalidTransactionId if there is
- * none any more.
- *
- * Blocking in table_tuple_lock() instead would wait several times in a row, each
- * time anew for as long as the caller wanted to wait in all.
- */
+/* Who has a version locked, or InvalidTransactionId if nobody has any more. */
 TransactionId
 record_locker(const IdemKey *key, const IdemVersion *version)
 {
 	Relation	rel = table_open(key->table, NoLock);
-	TupleTableSlot *slot = table_slot_create(rel, NULL);
-	ItemPointerData tid = version->tid;
-	TransactionId locker = InvalidTransactionId;
+	TransactionId locker = store_locker(rel, &version->row);
 
-	if (table_tuple_fetch_row_version(rel, &tid, SnapshotAny, slot))
-	{
-		BufferHeapTupleTableSlot *heap_slot = (BufferHeapTupleTableSlot *) slot;
-		HeapTupleHeader header = heap_slot->base.tuple->t_data;
-		TransactionId xmax;
-		uint16		infomask;
-
-		/* the two must belong together */
-		LockBuffer(heap_slot->buffer, BUFFER_LOCK_SHARE);
-		xmax = HeapTupleHeaderGetRawXmax(header);
-		infomask = header->t_infomask;
-		LockBuffer(heap_slot->buffer, BUFFER_LOCK_UNLOCK);
-
-		if (infomask & HEAP_XMAX_INVALID)
-			locker = InvalidTransactionId;
-		else if (!(infomask & HEAP_XMAX_IS_MULTI))
-			locker = xmax;
-		else
-			locker = record_locker_among(xmax, infomask);
-		if (!TransactionIdIsInProgress(locker))
-			locker = InvalidTransactionId;
-	}
-	ExecDropSingleTupleTableSlot(slot);
 	table_close(rel, NoLock);
 	return locker;
 }
 
-/* Somebody else who is in progress, of those who share a lock. */
-static TransactionId
-record_locker_among(MultiXactId multi, uint16 infomask)
-{
-	const bool	from_pgupgrade = HEAP_LOCKED_UPGRADED(infomask);
-	const bool	only_lock = HEAP_XMAX_IS_LOCKED_ONLY(infomask);
-	MultiXactMember *members;
-	int			nmembers = GetMultiXactIdMembers(multi, &members,
-												 from_pgupgrade, only_lock);
-
-	for (int i = 0; i < nmembers; i++)
-		if (!TransactionIdIsCurrentTransactionId(members[i].xid) &&
-			TransactionIdIsInProgress(members[i].xid))
-			return members[i].xid;
-	return InvalidTransactionId;
-}
-
-static TM_Result
-record_delete_version(Relation rel, ItemPointer tid, bool wait)
-{
-	const bool	changing_part = false;
-	TM_FailureData failure;
-
-	return table_tuple_delete(rel, tid, GetCurrentCommandId(true),
-							  InvalidSnapshot, InvalidSnapshot, wait,
-							  &failure, changing_part);
-}
-
-/* Delete one version, waiting for whoever has it locked. */
-IdemRecordResult
+/* Delete one version, and its steps, waiting for whoever has it locked. */
+StoreResult
 record_delete(const IdemKey *key, const IdemVersion *version)
 {
 	const bool	wait = true;
 	Relation	rel = table_open(key->table, NoLock);
-	ItemPointerData tid = version->tid;
-	TM_Result	result = record_delete_version(rel, &tid, wait);
+	StoreResult result = store_delete(rel, &version->row, wait);
 
 	table_close(rel, NoLock);
-	if (result == TM_Ok)
+	if (result == STORE_OK)
+	{
 		CommandCounterIncrement();
-
-	return record_result(result);
-}
-
-static IdemRecordResult
-record_result(TM_Result result)
-{
-	switch (result)
-	{
-		case TM_Ok:
-			return IDEM_RECORD_OK;
-		case TM_BeingModified:
-		case TM_WouldBlock:
-			return IDEM_RECORD_BUSY;
-		case TM_SelfModified:
-		case TM_Updated:
-		case TM_Deleted:
-			return IDEM_RECORD_CHANGED;
-		case TM_Invisible:
-			break;
+		memo_forget(version->generation);
 	}
-	elog(ERROR, "unexpected result of a tuple operation: %d", (int) result);
-	pg_unreachable();
-}
-
-/*
- * The index entries of a new row, or of an updated one whose new version is not
- * heap-only.  record_check_index() has made sure that all indexes are on plain
- * columns and cover every row.  False if a speculative row is a duplicate.
- */
-static bool
-record_insert_index_entries(Relation rel, const RecordRow *row,
-							ItemPointer tid, RecordWrite write)
-{
-	List	   *indexes = RelationGetIndexList(rel);
-	ListCell   *lc;
-	bool		unique = true;
-
-	foreach(lc, indexes)
-	{
-		Relation	index = index_open(lfirst_oid(lc), RowExclusiveLock);
-		IndexInfo  *info = BuildIndexInfo(index);
-		IndexUniqueCheck check = UNIQUE_CHECK_NO;
-		Datum		values[INDEX_MAX_KEYS];
-		bool		isnull[INDEX_MAX_KEYS];
-
-		for (int i = 0; i < info->ii_NumIndexAttrs; i++)
-		{
-			AttrNumber	attnum = info->ii_IndexAttrNumbers[i];
-
-			values[i] = row->values[attnum - 1];
-			isnull[i] = row->isnull[attnum - 1];
-		}
-		if (index->rd_index->indisunique)
-			check = write == RECORD_SPECULATIVE ?
-				UNIQUE_CHECK_PARTIAL : UNIQUE_CHECK_YES;
-		if (info->ii_ReadyForInserts &&
-			!index_insert(index, values, isnull, tid, rel, check,
-						  write == RECORD_UPDATE, info) &&
-			check == UNIQUE_CHECK_PARTIAL)
-			unique = false;
-		index_close(index, RowExclusiveLock);
-	}
-	list_free(indexes);
-	return unique;
-}
-
-/* ----------------------------------------------------------------
- *						Waiting
- * ----------------------------------------------------------------
- */
-
-static void
-record_acquire_xact(void *arg)
-{
-	XactLockTableWait(*(TransactionId *) arg, NULL, NULL, XLTW_None);
-}
-
-/* Wait for the end of a transaction.  False if time ran out. */
-bool
-record_wait_for_xact(TransactionId rival, const IdemWait *wait)
-{
-	return lock_wait_for(wait, record_acquire_xact, &rival);
+	return result;
 }
 
 /* ----------------------------------------------------------------
@@ -1040,6 +716,8 @@ record_expire_range(Relation rel, BlockNumber start, BlockNumber nblocks,
 	{
 		bool		isnull;
 		TimestampTz expires_at;
+		StoreVersion version;
+		Datum		generation;
 
 		CHECK_FOR_INTERRUPTS();
 
@@ -1053,8 +731,13 @@ record_expire_range(Relation rel, BlockNumber start, BlockNumber nblocks,
 			continue;
 		if (record_slot_is_kept(slot, now))
 			continue;
-		if (record_delete_version(rel, &slot->tts_tid, wait) == TM_Ok)
-			removed++;
+		version.tid = slot->tts_tid;
+		if (store_delete(rel, &version, wait) != STORE_OK)
+			continue;
+		removed++;
+		generation = slot_getattr(slot, Anum_generation, &isnull);
+		if (!isnull)
+			memo_forget(DatumGetInt64(generation));
 	}
 	table_endscan(scan);
 	ExecDropSingleTupleTableSlot(slot);

@@ -7,22 +7,22 @@
  *
  *-------------------------------------------------------------------------
  */
-#ifndef IDEM_RECORD_H
-#define IDEM_RECORD_H
+#ifndef STORE_H
+#define STORE_H
 
 #include "postgres.h"
 
 #include "datatype/timestamp.h"
-#include "storage/itemptr.h"
 
 #include "compat.h"
 #include "key.h"
-#include "lock.h"
+#include "store.h"
 
 /* Names one version of one record; opaque to others. */
 typedef struct IdemVersion
 {
-	ItemPointerData tid;		/* invalid: no version at all */
+	StoreVersion row;
+	int64		generation;		/* whose steps go with it, see memo.h */
 } IdemVersion;
 
 /* Values of column state. */
@@ -60,6 +60,7 @@ typedef struct IdemRecord
 	bool		ours;			/* likewise: written by this transaction */
 	IdemState	state;
 	int32		attempt;
+	int64		generation;		/* 0: no steps in this life of the key */
 	TimestampTz claimed_at;
 	TimestampTz finished_at;	/* unless in progress */
 	TimestampTz expires_at;
@@ -68,6 +69,14 @@ typedef struct IdemRecord
 	IdemFingerprint fingerprint;
 	Jsonb	   *response;		/* NULL for none; owned by the reader */
 } IdemRecord;
+
+/* A record to be inserted under a key that has none. */
+typedef struct IdemInsert
+{
+	const IdemKey *key;
+	IdemRecord	record;
+	bool	   *duplicate;		/* set if there was one nevertheless */
+} IdemInsert;
 
 /* What a claim sees when it looks at a key: see record_look(). */
 typedef struct IdemLook
@@ -78,14 +87,6 @@ typedef struct IdemLook
 	TransactionId rival;		/* who is changing it right now, or invalid */
 } IdemLook;
 
-/* What became of an attempt to pin or remove one version. */
-typedef enum IdemRecordResult
-{
-	IDEM_RECORD_OK,
-	IDEM_RECORD_BUSY,			/* another transaction has locked it */
-	IDEM_RECORD_CHANGED			/* it is not the current version any more */
-} IdemRecordResult;
-
 extern void record_open(bool for_writing);
 extern bool record_table_exists(Oid table);
 pg_noreturn extern void record_raise_changed(const IdemKey *key);
@@ -93,20 +94,17 @@ extern void record_look(const IdemKey *key, IdemLook *look);
 extern void record_look_twice(const IdemKey *key, IdemLook *look);
 extern bool record_read(const IdemKey *key, IdemRecord *record);
 extern bool record_is_live(const IdemRecord *record, TimestampTz now);
-extern IdemVersion record_insert(const IdemKey *key, const IdemRecord *record,
-								 bool *duplicate);
+extern void record_insert(const IdemInsert *inserts, int n);
 extern bool record_try_insert(const IdemKey *key, const IdemRecord *record,
 							  IdemVersion *version);
-extern IdemRecordResult record_replace(const IdemKey *key,
-									   const IdemVersion *version,
-									   const IdemRecord *record);
-extern IdemRecordResult record_pin(const IdemKey *key,
-								   const IdemVersion *version);
+extern StoreResult record_replace(const IdemKey *key,
+								  const IdemVersion *version,
+								  const IdemRecord *record);
+extern StoreResult record_pin(const IdemKey *key, const IdemVersion *version);
 extern TransactionId record_locker(const IdemKey *key,
 								   const IdemVersion *version);
-extern IdemRecordResult record_delete(const IdemKey *key,
-									  const IdemVersion *version);
-extern bool record_wait_for_xact(TransactionId rival, const IdemWait *wait);
+extern StoreResult record_delete(const IdemKey *key,
+								 const IdemVersion *version);
 extern int64 record_expire(int64 max_rows);
 extern void record_visit_leases(void (*visit) (const IdemKey *key,
 											   const IdemRecord *record,
@@ -116,20 +114,21 @@ extern void record_visit_leases(void (*visit) (const IdemKey *key,
 static inline void
 record_no_version(IdemVersion *version)
 {
-	ItemPointerSetInvalid(&version->tid);
+	ItemPointerSetInvalid(&version->row.tid);
+	version->generation = 0;
 }
 
 static inline bool
 record_is_version(const IdemVersion *version)
 {
-	return ItemPointerIsValid(&version->tid);
+	return ItemPointerIsValid(&version->row.tid);
 }
 
 static inline bool
 record_same_version(const IdemVersion *a, const IdemVersion *b)
 {
-	return ItemPointerEquals(unconstify(ItemPointerData *, &a->tid),
-							 unconstify(ItemPointerData *, &b->tid));
+	return ItemPointerEquals(unconstify(ItemPointerData *, &a->row.tid),
+							 unconstify(ItemPointerData *, &b->row.tid));
 }
 
-#endif							/* IDEM_RECORD_H */
+#endif							/* STORE_H */

@@ -26,6 +26,7 @@ CREATE TABLE @extschema@.idem_key
 	state		pg_catalog."char" NOT NULL DEFAULT 'f',
 	attempt		pg_catalog.int4,
 	token		pg_catalog.int8,
+	generation	pg_catalog.int8,
 	lease_until	pg_catalog.timestamptz,
 	retry_at	pg_catalog.timestamptz,
 	ttl			pg_catalog.interval,
@@ -60,6 +61,8 @@ COMMENT ON COLUMN @extschema@.idem_key.attempt IS
 'Which claim of this life of the key the row stands for; null for the first.';
 COMMENT ON COLUMN @extschema@.idem_key.token IS
 'Fencing token of the latest lease.';
+COMMENT ON COLUMN @extschema@.idem_key.generation IS
+'Names this life of the key; steps belong to it. Null as long as there are none.';
 COMMENT ON COLUMN @extschema@.idem_key.lease_until IS
 'Until when the lease is valid; from then on the takeover policy rules.';
 COMMENT ON COLUMN @extschema@.idem_key.retry_at IS

@@ -1,0 +1,460 @@
+/*-------------------------------------------------------------------------
+ *
+ * once.c
+ *	  Run one statement once under a key: claim, statement and finish in one
+ *	  round trip.
+ *
+ * The statement runs as the caller, with the caller's search_path and snapshot
+ * rules, as if it had been sent instead.  Its parameters are given as text and
+ * have the types that the statement infers for them, as with PREPARE without a
+ * list of types.  If it raises an error, that is the error of the call, and the
+ * claim is undone with the rest.
+ *
+ * The result as jsonb:
+ *
+ *		no result, no rows			NULL
+ *		one row of one column		its value, as by to_jsonb(); NULL stays NULL
+ *		one row of more columns		an object
+ *		more rows					an array of these
+ *
+ * Plans are kept for the session, the ones used last; keyed by what
+ * decides about their meaning, which is the text, the role and the search_path.
+ * A plan that DDL has invalidated is made anew from the text, not replanned: the
+ * types of its parameters may have changed, too.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/htup_details.h"
+#include "catalog/namespace.h"
+#include "catalog/pg_type.h"
+#include "common/hashfn.h"
+#include "executor/spi.h"
+#include "fmgr.h"
+#include "funcapi.h"
+#include "lib/ilist.h"
+#include "miscadmin.h"
+#include "nodes/makefuncs.h"
+#include "nodes/nodeFuncs.h"
+#include "parser/analyze.h"
+#include "tcop/tcopprot.h"
+#include "utils/builtins.h"
+#include "utils/fmgroids.h"
+#include "utils/jsonb.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+
+#include "answer.h"
+#include "args.h"
+#include "claim.h"
+#include "compat.h"
+#include "finish.h"
+#include "key.h"
+#include "lease.h"
+#include "once.h"
+#include "record.h"
+
+/* So many plans are kept. */
+#define ONCE_MAX_PLANS	64
+
+PG_FUNCTION_INFO_V1(idem_once);
+
+typedef struct OnceParam
+{
+	Oid			ioparam;
+	FmgrInfo	input;
+} OnceParam;
+
+typedef struct OncePlan
+{
+	dlist_node	node;			/* in once_plans */
+	uint32		hash;			/* of the three below */
+	const char *command;
+	const char *search_path;
+	Oid			role;
+	SPIPlanPtr	plan;
+	int			nparams;
+	OnceParam  *params;
+	MemoryContext context;		/* all of it but the plan */
+	int			users;			/* executions under way: commands may nest */
+	bool		dropped;		/* not in the list any more; the last user frees it */
+} OncePlan;
+
+static dlist_head once_plans = DLIST_STATIC_INIT(once_plans);	/* latest first */
+static int	once_nplans = 0;
+
+static OncePlan *once_plan(const char *command);
+static OncePlan *once_prepare(const char *command, uint32 hash);
+static void once_drop(OncePlan *plan);
+static void once_free(OncePlan *plan);
+static Jsonb *once_execute(const char *command, ArrayType *params);
+static void once_bind(const OncePlan *plan, ArrayType *params,
+					  Datum **values, char **nulls);
+static Jsonb *once_result(SPITupleTable *table, uint64 nrows);
+static Jsonb *once_row(FmgrInfo *convert, HeapTuple tuple, TupleDesc desc);
+
+/*
+ * idem_once(key text, command text, params text[], ttl interval,
+ *			 request jsonb, scope text, wait interval)
+ *		-> (outcome text, response jsonb, retry_after interval)
+ *
+ * Claims the key for the transaction, and if it is claimed runs the command and
+ * finishes the key with its result.  Otherwise tells why not, as idem_claim.
+ *
+ *	command		one statement, with parameters $1, $2, ...; no transaction
+ *				control, no COPY from or to the client
+ *	params		their values as text, none more and none less; NULL elements are
+ *				NULL
+ *	the rest	as for idem_claim
+ *
+ * Raises as idem_claim and idem_finish, what the command raises, and 22004
+ * (command null), 42601 (not one statement), 42P18 (type of a parameter not
+ * to be inferred), 22023 (number of parameters), 0A000 (COPY, transaction
+ * control).
+ */
+Datum
+idem_once(PG_FUNCTION_ARGS)
+{
+	static const Oid columns[] = {TEXTOID, JSONBOID, INTERVALOID};
+	static const Oid answer_columns[] = {CLAIM_ANSWER_TYPES};
+	ClaimRequest request;
+	ClaimAnswer answer;
+	Datum		all_values[lengthof(answer_columns)];
+	bool		all_isnull[lengthof(answer_columns)];
+	Datum		values[lengthof(columns)];
+	bool		isnull[lengthof(columns)];
+
+	args_may_write("idem_once()");
+	record_open(true);
+	args_key(&request.key, fcinfo, 0, 5);
+	key_fingerprint(&request.fingerprint,
+					PG_ARGISNULL(4) ? NULL : PG_GETARG_JSONB_P(4));
+	claim_terms(&request.terms, fcinfo, 3, 6, -1);
+
+	once_run(&request, PG_ARGISNULL(1) ? NULL : PG_GETARG_TEXT_PP(1),
+			 PG_ARGISNULL(2) ? NULL : PG_GETARG_ARRAYTYPE_P(2), NULL, &answer);
+
+	claim_answer_values(&answer, all_values, all_isnull);
+	values[0] = all_values[0];
+	isnull[0] = all_isnull[0];
+	values[1] = all_values[1];
+	isnull[1] = all_isnull[1];
+	values[2] = all_values[4];
+	isnull[2] = all_isnull[4];
+	PG_RETURN_DATUM(answer_row(fcinfo, columns, lengthof(columns),
+							   values, isnull));
+}
+
+/*
+ * Claim, run, finish.  "result", if not NULL, makes of the result of the command
+ * what is to be stored.
+ */
+void
+once_run(const ClaimRequest *request, const text *command, ArrayType *params,
+		 OnceResult result, ClaimAnswer *answer)
+{
+	PendingClaim *claim;
+	Jsonb	   *response;
+	int64		no_token = 0;
+
+	if (command == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("command must not be null"),
+				 errhint("Pass the statement to run under the key.")));
+
+	claim_decide(request, answer);
+	if (strcmp(answer->outcome, "claimed") != 0)
+		return;
+
+	response = once_execute(text_to_cstring(command), params);
+	if (result != NULL)
+		response = result(response);
+	if (response != NULL)
+		response = args_response(&request->key, false, JsonbPGetDatum(response));
+
+	/* the command may have done anything, to the claim and to the extension */
+	record_open(true);
+	claim = lease_whose_claim(&request->key, &no_token);
+	if (claim == NULL)
+		lease_raise_finished(&request->key);
+	finish_claims(&claim, &response, 1);
+	answer->response = response;
+}
+
+/* ----------------------------------------------------------------
+ *						Plans
+ * ----------------------------------------------------------------
+ */
+
+/* The plan of a command, kept or made. */
+static OncePlan *
+once_plan(const char *command)
+{
+	uint32		hash = string_hash(command, strlen(command) + 1);
+	dlist_iter	iter;
+
+	hash = hash_combine(hash, string_hash(namespace_search_path,
+										  strlen(namespace_search_path) + 1));
+	hash = hash_combine(hash, GetUserId());
+
+	dlist_foreach(iter, &once_plans)
+	{
+		OncePlan   *plan = dlist_container(OncePlan, node, iter.cur);
+
+		if (plan->hash != hash ||
+			plan->role != GetUserId() ||
+			strcmp(plan->command, command) != 0 ||
+			strcmp(plan->search_path, namespace_search_path) != 0)
+			continue;
+		if (SPI_plan_is_valid(plan->plan))
+		{
+			dlist_move_head(&once_plans, &plan->node);
+			return plan;
+		}
+		once_drop(plan);
+		break;
+	}
+	return once_prepare(command, hash);
+}
+
+static OncePlan *
+once_prepare(const char *command, uint32 hash)
+{
+	List	   *statements = pg_parse_query(command);
+	RawStmt    *statement;
+	Oid		   *types = NULL;
+	int			ntypes = 0;
+	SPIPlanPtr	prepared;
+	MemoryContext context;
+	OncePlan   *plan;
+
+	if (list_length(statements) != 1)
+		ereport(ERROR,
+				(errcode(ERRCODE_SYNTAX_ERROR),
+				 errmsg("command must be one statement"),
+				 errdetail("It has %d.", list_length(statements)),
+				 errhint("Put several statements into a function or a DO block.")));
+	statement = linitial_node(RawStmt, statements);
+
+	/* which types do the parameters have? */
+	(void) parse_analyze_varparams(statement, command, &types, &ntypes, NULL);
+
+	prepared = SPI_prepare(command, ntypes, types);
+	if (prepared == NULL)
+		elog(ERROR, "SPI_prepare failed: %s", SPI_result_code_string(SPI_result));
+
+	context = AllocSetContextCreate(CurrentMemoryContext, "idempotency plan",
+									ALLOCSET_SMALL_SIZES);
+	plan = MemoryContextAllocZero(context, sizeof(OncePlan));
+	plan->hash = hash;
+	plan->command = MemoryContextStrdup(context, command);
+	plan->search_path = MemoryContextStrdup(context, namespace_search_path);
+	plan->role = GetUserId();
+	plan->context = context;
+	plan->nparams = ntypes;
+	plan->params = MemoryContextAlloc(context, ntypes * sizeof(OnceParam));
+	for (int i = 0; i < ntypes; i++)
+	{
+		Oid			input;
+
+		getTypeInputInfo(types[i], &input, &plan->params[i].ioparam);
+		fmgr_info_cxt(input, &plan->params[i].input, context);
+	}
+
+	/* from here on nothing fails, and nothing of it is lost */
+	SPI_keepplan(prepared);
+	plan->plan = prepared;
+	MemoryContextSetParent(context, TopMemoryContext);
+	dlist_push_head(&once_plans, &plan->node);
+	once_nplans++;
+	if (once_nplans > ONCE_MAX_PLANS)
+		once_drop(dlist_tail_element(OncePlan, node, &once_plans));
+	return plan;
+}
+
+/* Take a plan out of the list, and free it unless it is being executed. */
+static void
+once_drop(OncePlan *plan)
+{
+	dlist_delete(&plan->node);
+	once_nplans--;
+	plan->dropped = true;
+	if (plan->users == 0)
+		once_free(plan);
+}
+
+static void
+once_free(OncePlan *plan)
+{
+	SPI_freeplan(plan->plan);
+	MemoryContextDelete(plan->context);
+}
+
+/* ----------------------------------------------------------------
+ *						Execution
+ * ----------------------------------------------------------------
+ */
+
+/* An execution of the plan is over. */
+static void
+once_leave(OncePlan *plan)
+{
+	if (--plan->users == 0 && plan->dropped)
+		once_free(plan);
+}
+
+/* Run a plan, which must outlive it: the command may run other ones. */
+static int
+once_call(OncePlan *plan, Datum *values, const char *nulls)
+{
+	const bool	read_only = false;
+	const long	all_rows = 0;
+	int			code;
+
+	plan->users++;
+	PG_TRY();
+	{
+		code = SPI_execute_plan(plan->plan, values, nulls, read_only, all_rows);
+	}
+	PG_CATCH();
+	{
+		once_leave(plan);
+		PG_RE_THROW();
+	}
+	PG_END_TRY();
+	once_leave(plan);
+	return code;
+}
+
+/* Run the command; its result, in the caller's memory context. */
+static Jsonb *
+once_execute(const char *command, ArrayType *params)
+{
+	MemoryContext caller = CurrentMemoryContext;
+	OncePlan   *plan;
+	Datum	   *values;
+	char	   *nulls;
+	Jsonb	   *result = NULL;
+	int			code;
+
+	SPI_connect();
+	plan = once_plan(command);
+	once_bind(plan, params, &values, &nulls);
+
+	code = once_call(plan, values, nulls);
+	if (code == SPI_ERROR_COPY || code == SPI_ERROR_TRANSACTION)
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 code == SPI_ERROR_COPY ?
+				 errmsg("cannot COPY to or from the client under a key") :
+				 errmsg("cannot run transaction control under a key"),
+				 errhint("The command runs inside the transaction of idem_once.")));
+	if (code < 0)
+		elog(ERROR, "SPI_execute_plan failed: %s", SPI_result_code_string(code));
+
+	if (SPI_tuptable != NULL)
+	{
+		MemoryContextSwitchTo(caller);
+		result = once_result(SPI_tuptable, SPI_processed);
+	}
+	SPI_finish();
+	return result;
+}
+
+/* The parameters of a plan, from their texts. */
+static void
+once_bind(const OncePlan *plan, ArrayType *params,
+		  Datum **values, char **nulls)
+{
+	const int32 no_typmod = -1;
+	Datum	   *texts = NULL;
+	bool	   *isnull = NULL;
+	int			ntexts = 0;
+
+	if (params != NULL)
+		deconstruct_array(params, TEXTOID, -1, false, TYPALIGN_INT,
+						  &texts, &isnull, &ntexts);
+	if (ntexts != plan->nparams)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("wrong number of parameters for the command"),
+				 errdetail("It has %d, and %d were given.",
+						   plan->nparams, ntexts),
+				 errhint("Pass an array with a text, or null, for each parameter.")));
+
+	*values = palloc(ntexts * sizeof(Datum));
+	*nulls = palloc(ntexts);
+	for (int i = 0; i < ntexts; i++)
+	{
+		OnceParam  *param = &plan->params[i];
+
+		(*nulls)[i] = isnull[i] ? 'n' : ' ';
+		(*values)[i] = InputFunctionCall(&param->input,
+										 isnull[i] ? NULL :
+										 TextDatumGetCString(texts[i]),
+										 param->ioparam, no_typmod);
+	}
+}
+
+/* The rows of a result as jsonb; NULL for none. */
+static Jsonb *
+once_result(SPITupleTable *table, uint64 nrows)
+{
+	TupleDesc	desc = table->tupdesc;
+	FuncExpr   *call;
+	CaseTestExpr *argument = makeNode(CaseTestExpr);
+	FmgrInfo	convert;
+	JsonbParseState *state = NULL;
+	JsonbValue *array;
+
+	if (nrows == 0 || desc->natts == 0)
+		return NULL;
+
+	/* to_jsonb() asks for the type of its argument */
+	argument->typeId = desc->natts == 1 ? TupleDescAttr(desc, 0)->atttypid :
+		RECORDOID;
+	call = makeFuncExpr(F_TO_JSONB, JSONBOID, list_make1(argument),
+						InvalidOid, InvalidOid, COERCE_EXPLICIT_CALL);
+	fmgr_info(F_TO_JSONB, &convert);
+	fmgr_info_set_expr((Node *) call, &convert);
+	if (desc->natts > 1)
+		desc = BlessTupleDesc(desc);
+
+	if (nrows == 1)
+		return once_row(&convert, table->vals[0], desc);
+
+	(void) pushJsonbValue(&state, WJB_BEGIN_ARRAY, NULL);
+	for (uint64 i = 0; i < nrows; i++)
+	{
+		Jsonb	   *row = once_row(&convert, table->vals[i], desc);
+		JsonbValue	element = {.type = jbvNull};
+
+		CHECK_FOR_INTERRUPTS();
+
+		if (row != NULL && !JsonbExtractScalar(&row->root, &element))
+		{
+			element.type = jbvBinary;
+			element.val.binary.data = &row->root;
+			element.val.binary.len = VARSIZE(row) - VARHDRSZ;
+		}
+		(void) pushJsonbValue(&state, WJB_ELEM, &element);
+	}
+	array = pushJsonbValue(&state, WJB_END_ARRAY, NULL);
+	return JsonbValueToJsonb(array);
+}
+
+/* One row: its only column, or an object; NULL for a null. */
+static Jsonb *
+once_row(FmgrInfo *convert, HeapTuple tuple, TupleDesc desc)
+{
+	Datum		value;
+	bool		isnull = false;
+
+	if (desc->natts == 1)
+		value = heap_getattr(tuple, 1, desc, &isnull);
+	else
+		value = heap_copy_tuple_as_datum(tuple, desc);
+	return isnull ? NULL : DatumGetJsonbP(FunctionCall1(convert, value));
+}

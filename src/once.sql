@@ -1,0 +1,27 @@
+/* once.c: one round trip ------------------------------------------------- */
+
+CREATE TYPE @extschema@.idem_once_answer AS
+(
+	outcome		pg_catalog.text,
+	response	pg_catalog.jsonb,
+	retry_after	pg_catalog.interval
+);
+
+COMMENT ON TYPE @extschema@.idem_once_answer IS
+'What idem_once answers: see idem_claim_answer; if claimed, the response is that of this run.';
+
+CREATE FUNCTION @extschema@.idem_once(
+	key pg_catalog.text,
+	command pg_catalog.text,
+	params pg_catalog.text[] DEFAULT '{}',
+	ttl pg_catalog.interval DEFAULT NULL,
+	request pg_catalog.jsonb DEFAULT NULL,
+	scope pg_catalog.text DEFAULT '',
+	wait pg_catalog.interval DEFAULT NULL)
+RETURNS @extschema@.idem_once_answer
+AS 'MODULE_PATHNAME', 'idem_once'
+LANGUAGE C VOLATILE PARALLEL UNSAFE;
+
+COMMENT ON FUNCTION @extschema@.idem_once(pg_catalog.text, pg_catalog.text, pg_catalog.text[], pg_catalog.interval, pg_catalog.jsonb, pg_catalog.text, pg_catalog.interval) IS
+'Claim, run one statement as the caller, and finish with its result as jsonb, in one round trip; a repeat gets the stored result. Parameters $1, $2, ... are given as text. Result: the value of a single column, an object for more columns, an array for more rows, null for none.';
+

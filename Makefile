@@ -14,16 +14,17 @@ MODULE_big  = idempotency
 PGFILEDESC  = "idempotency - create-or-return-existing semantics inside a transaction"
 
 # One room, one object; the order is that of the house, from the door down.
-ROOMS       = idempotency once batch finish claim step lookup lease janitor stats \
-              pending record memo store args answer lock key backoff realm
+ROOMS       = idempotency http once batch finish claim step lookup lease janitor \
+              stats pending record memo store args answer lock key backoff realm
 OBJS        = $(ROOMS:%=src/%.o)
 
 # The install script is assembled from the rooms' own declarations: tables
 # first, then the functions that stand on them, then the views.
 SCRIPT      = sql/$(EXTENSION)--$(EXTVERSION).sql
-SCRIPT_SRC  = src/idempotency.sql src/realm.sql src/backoff.sql src/key.sql src/record.sql src/memo.sql \
-              src/claim.sql src/finish.sql src/lease.sql src/step.sql src/batch.sql src/once.sql \
-              src/lookup.sql src/janitor.sql src/stats.sql src/privileges.sql
+SCRIPT_SRC  = src/idempotency.sql src/realm.sql src/backoff.sql src/key.sql \
+              src/record.sql src/memo.sql src/claim.sql src/finish.sql src/lease.sql \
+              src/step.sql src/batch.sql src/once.sql src/http.sql src/lookup.sql \
+              src/janitor.sql src/stats.sql src/privileges.sql
 DATA_built  = $(SCRIPT)
 
 PG_CPPFLAGS = -DIDEM_VERSION='"$(EXTVERSION)"'

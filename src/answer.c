@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * answer.c
- *	  Rows of our own composite types.
+ *	  Results: rows of our own composite types, and jsonb.
  *
  * Functions that answer with a row return a named type and have no OUT
  * parameters: the executor looks up the columns of a result anew in each
@@ -63,4 +63,19 @@ answer_rows(FunctionCallInfo fcinfo, const Oid *columns, int ncolumns)
 	answer_check(get_func_rettype(fcinfo->flinfo->fn_oid), rsinfo->setDesc,
 				 columns, ncolumns);
 	return rsinfo;
+}
+
+/* A whole jsonb as a value to be put into another one; NULL as null. */
+JsonbValue
+answer_jsonb_value(Jsonb *jsonb)
+{
+	JsonbValue	value = {.type = jbvNull};
+
+	if (jsonb != NULL && !JsonbExtractScalar(&jsonb->root, &value))
+	{
+		value.type = jbvBinary;
+		value.val.binary.data = &jsonb->root;
+		value.val.binary.len = VARSIZE(jsonb) - VARHDRSZ;
+	}
+	return value;
 }

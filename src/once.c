@@ -428,17 +428,11 @@ once_result(SPITupleTable *table, uint64 nrows)
 	(void) pushJsonbValue(&state, WJB_BEGIN_ARRAY, NULL);
 	for (uint64 i = 0; i < nrows; i++)
 	{
-		Jsonb	   *row = once_row(&convert, table->vals[i], desc);
-		JsonbValue	element = {.type = jbvNull};
+		JsonbValue	element;
 
 		CHECK_FOR_INTERRUPTS();
 
-		if (row != NULL && !JsonbExtractScalar(&row->root, &element))
-		{
-			element.type = jbvBinary;
-			element.val.binary.data = &row->root;
-			element.val.binary.len = VARSIZE(row) - VARHDRSZ;
-		}
+		element = answer_jsonb_value(once_row(&convert, table->vals[i], desc));
 		(void) pushJsonbValue(&state, WJB_ELEM, &element);
 	}
 	array = pushJsonbValue(&state, WJB_END_ARRAY, NULL);

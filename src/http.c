@@ -1,0 +1,435 @@
+/*-------------------------------------------------------------------------
+ *
+ * http.c
+ *	  The Idempotency-Key header, for servers that turn requests into calls.
+ *
+ * PostgREST and its like run one statement for a request and pass the rest in
+ * settings: request.headers, request.method, request.path, request.jwt.claims
+ * to the statement, response.status and response.headers back to the server.
+ * idem_http does between these what a handler would do by hand, as the IETF
+ * draft "The Idempotency-Key HTTP Header Field"
+ * (draft-ietf-httpapi-idempotency-key-header) has it:
+ *
+ *		claimed			runs the command, answers its result
+ *		replayed		the same body, status and headers, and
+ *						Idempotency-Replayed: true
+ *		no key			400
+ *		in_progress		409, Retry-After
+ *		held			409: somebody has to find out what was done
+ *		mismatch		422
+ *		retry_later		503, Retry-After
+ *		failed			the error that was stored, with its own status or 500
+ *
+ * Bodies of these errors are problem details (RFC 9457).  None of them is an SQL
+ * error, so the transaction commits, and what else it did with it.
+ *
+ * What is stored is {"body", "status", "headers"}: the command may have set the
+ * latter two, and a repeat must not differ in them.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "fmgr.h"
+#include "lib/stringinfo.h"
+#include "miscadmin.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/fmgrprotos.h"
+#include "utils/guc.h"
+#include "utils/jsonb.h"
+#include "utils/timestamp.h"
+
+#include "answer.h"
+#include "args.h"
+#include "claim.h"
+#include "compat.h"
+#include "key.h"
+#include "once.h"
+#include "record.h"
+
+PG_FUNCTION_INFO_V1(idem_http);
+
+static char *http_request_key(void);
+static char *http_unquote(const char *header);
+static char *http_request_scope(void);
+static Jsonb *http_params_as_request(Datum params);
+static Jsonb *http_envelope(Jsonb *body);
+static Datum http_answer(const ClaimAnswer *answer);
+static Datum http_problem(int status, const char *title, const char *detail);
+static int	http_stored_status(Jsonb *error);
+static char *http_get(const char *setting);
+static Jsonb *http_get_json(const char *setting);
+static void http_set(const char *setting, const char *value);
+static void http_add_header(const char *name, const char *value);
+static JsonbValue *http_member(Jsonb *object, const char *name);
+static JsonbValue http_string(const char *value);
+static void http_push(JsonbParseState **state, const char *name,
+					  JsonbValue value);
+
+/*
+ * idem_http(command text, params text[], ttl interval, request jsonb,
+ *			 scope text, wait interval)
+ *		-> jsonb
+ *
+ * Runs the command once under the key that the request's Idempotency-Key header
+ * names, and returns the body of the response.
+ *
+ *	request		NULL: the params
+ *	scope		NULL: subject of the JWT, method and path of the request
+ *	the rest	as for idem_once
+ *
+ * Sets response.status and response.headers for the transaction, where the
+ * answer is not the server's default.  Raises as idem_once; a key that is
+ * missing or too long is no error but status 400.
+ */
+Datum
+idem_http(PG_FUNCTION_ARGS)
+{
+	ClaimRequest request;
+	ClaimAnswer answer;
+	char	   *name;
+	Jsonb	   *asked;
+
+	args_may_write("idem_http()");
+	record_open(true);
+
+	name = http_request_key();
+	if (name == NULL || name[0] == '\0' || strlen(name) > IDEM_MAX_KEY_LEN)
+		return http_problem(400, "Idempotency-Key is missing or malformed",
+							"This operation needs the header Idempotency-Key: a string of 1 to 512 bytes, new for each operation and the same for its retries.");
+	key_make(&request.key, cstring_to_text(name),
+			 PG_ARGISNULL(4) ? cstring_to_text(http_request_scope()) :
+			 PG_GETARG_TEXT_PP(4));
+
+	asked = PG_ARGISNULL(3) ? NULL : PG_GETARG_JSONB_P(3);
+	if (asked == NULL && !PG_ARGISNULL(1))
+		asked = http_params_as_request(PG_GETARG_DATUM(1));
+	key_fingerprint(&request.fingerprint, asked);
+	claim_terms(&request.terms, fcinfo, 2, 5, -1);
+
+	once_run(&request, PG_ARGISNULL(0) ? NULL : PG_GETARG_TEXT_PP(0),
+			 PG_ARGISNULL(1) ? NULL : PG_GETARG_ARRAYTYPE_P(1),
+			 http_envelope, &answer);
+	return http_answer(&answer);
+}
+
+/* ----------------------------------------------------------------
+ *						The request
+ * ----------------------------------------------------------------
+ */
+
+/* The key that the client sent, or NULL. */
+static char *
+http_request_key(void)
+{
+	Jsonb	   *headers = http_get_json("request.headers");
+	JsonbIterator *it;
+	JsonbIteratorToken token;
+	JsonbValue	value;
+	const bool	skip_nested = true;
+	bool		wanted = false;
+
+	if (headers == NULL || !JB_ROOT_IS_OBJECT(headers))
+		return NULL;
+
+	/* names of headers are the same in any case */
+	it = JsonbIteratorInit(&headers->root);
+	while ((token = JsonbIteratorNext(&it, &value, skip_nested)) != WJB_DONE)
+	{
+		if (token == WJB_KEY)
+			wanted = pg_strcasecmp("idempotency-key",
+								   pnstrdup(value.val.string.val,
+											value.val.string.len)) == 0;
+		else if (token == WJB_VALUE && wanted && value.type == jbvString)
+			return http_unquote(pnstrdup(value.val.string.val,
+										 value.val.string.len));
+	}
+	return NULL;
+}
+
+/*
+ * The draft wants a string in double quotes (RFC 8941, section 3.3.3); many
+ * clients send it bare.  Both mean the same key.  NULL if it is neither.
+ */
+static char *
+http_unquote(const char *header)
+{
+	StringInfoData key;
+	const char *p = header;
+
+	initStringInfo(&key);
+	p += strspn(p, " \t");
+	if (*p != '"')
+	{
+		appendStringInfoString(&key, p);
+		while (key.len > 0 && strchr(" \t", key.data[key.len - 1]) != NULL)
+			key.data[--key.len] = '\0';
+		return key.data;
+	}
+
+	for (p++; *p != '"'; p++)
+	{
+		if (*p == '\\')
+			p++;
+		if (*p == '\0')
+			return NULL;
+		appendStringInfoChar(&key, *p);
+	}
+	p++;
+	p += strspn(p, " \t");
+	return *p == '\0' ? key.data : NULL;
+}
+
+/*
+ * Clients of one role share its keys, so what tells them and their operations
+ * apart goes into the scope.  Neither method nor path has a blank in it.
+ */
+static char *
+http_request_scope(void)
+{
+	char	   *method = http_get("request.method");
+	char	   *path = http_get("request.path");
+	Jsonb	   *claims = http_get_json("request.jwt.claims");
+	JsonbValue *subject = http_member(claims, "sub");
+	StringInfoData scope;
+
+	initStringInfo(&scope);
+	if (subject != NULL && subject->type == jbvString)
+		appendBinaryStringInfo(&scope, subject->val.string.val,
+							   subject->val.string.len);
+	if (method != NULL || path != NULL)
+		appendStringInfo(&scope, " %s %s", method != NULL ? method : "",
+						 path != NULL ? path : "");
+	return scope.data;
+}
+
+static Jsonb *
+http_params_as_request(Datum params)
+{
+	JsonbParseState *state = NULL;
+	Datum	   *values;
+	bool	   *isnull;
+	int			n;
+
+	deconstruct_array(DatumGetArrayTypeP(params), TEXTOID, -1, false,
+					  TYPALIGN_INT, &values, &isnull, &n);
+	(void) pushJsonbValue(&state, WJB_BEGIN_ARRAY, NULL);
+	for (int i = 0; i < n; i++)
+	{
+		JsonbValue	element = {.type = jbvNull};
+
+		if (!isnull[i])
+			element = http_string(TextDatumGetCString(values[i]));
+		(void) pushJsonbValue(&state, WJB_ELEM, &element);
+	}
+	return JsonbValueToJsonb(pushJsonbValue(&state, WJB_END_ARRAY, NULL));
+}
+
+/* ----------------------------------------------------------------
+ *						The response
+ * ----------------------------------------------------------------
+ */
+
+/* What is stored for a repeat. */
+static Jsonb *
+http_envelope(Jsonb *body)
+{
+	char	   *status = http_get("response.status");
+	Jsonb	   *headers = http_get_json("response.headers");
+	JsonbParseState *state = NULL;
+
+	(void) pushJsonbValue(&state, WJB_BEGIN_OBJECT, NULL);
+	http_push(&state, "body", answer_jsonb_value(body));
+	if (status != NULL)
+		http_push(&state, "status", http_string(status));
+	if (headers != NULL)
+		http_push(&state, "headers", answer_jsonb_value(headers));
+	return JsonbValueToJsonb(pushJsonbValue(&state, WJB_END_OBJECT, NULL));
+}
+
+/* The body that an outcome comes down to; status and headers are set. */
+static Datum
+http_answer(const ClaimAnswer *answer)
+{
+	const char *outcome = answer->outcome;
+	int			seconds = 1;
+
+	if (strcmp(outcome, "claimed") == 0 || strcmp(outcome, "replayed") == 0)
+	{
+		JsonbValue *body = http_member(answer->response, "body");
+		JsonbValue *status = http_member(answer->response, "status");
+		JsonbValue *headers = http_member(answer->response, "headers");
+
+		if (strcmp(outcome, "replayed") == 0)
+		{
+			if (headers != NULL && headers->type == jbvBinary)
+				http_set("response.headers",
+						 JsonbToCString(NULL, headers->val.binary.data,
+										headers->val.binary.len));
+			if (status != NULL && status->type == jbvString)
+				http_set("response.status", pnstrdup(status->val.string.val,
+													 status->val.string.len));
+			http_add_header("Idempotency-Replayed", "true");
+		}
+
+		/* finished by other means than idem_http: the response is the body */
+		if (body == NULL)
+			return answer->response == NULL ? (Datum) 0 : JsonbPGetDatum(answer->response);
+		return JsonbPGetDatum(JsonbValueToJsonb(body));
+	}
+
+	if (strcmp(outcome, "mismatch") == 0)
+		return http_problem(422, "Idempotency-Key is already used",
+							"The key was used before with another request. Use a new key for a new operation.");
+	if (strcmp(outcome, "held") == 0)
+		return http_problem(409, "The outcome of the first request is not known",
+							"It has to be settled by the operator of this service before the operation can be repeated.");
+	if (strcmp(outcome, "failed") == 0)
+	{
+		if (answer->response == NULL)
+			return http_problem(500, "The operation has failed",
+								"It will not be tried again under this key.");
+		http_set("response.status",
+				 psprintf("%d", http_stored_status(answer->response)));
+		return JsonbPGetDatum(answer->response);
+	}
+
+	/* in seconds, rounded up; nobody knows when a transaction will end */
+	if (answer->retry_at != 0)
+		seconds = Max(1, (answer->retry_at - GetCurrentTimestamp() +
+						  USECS_PER_SEC - 1) / USECS_PER_SEC);
+	http_add_header("Retry-After", psprintf("%d", seconds));
+	if (strcmp(outcome, "retry_later") == 0)
+		return http_problem(503, "The operation has failed for now",
+							"Repeat the request later, with the same key.");
+	return http_problem(409, "The first request with this Idempotency-Key is still being processed",
+						"Repeat the request later, with the same key.");
+}
+
+/* Problem details as the body, and the status. */
+static Datum
+http_problem(int status, const char *title, const char *detail)
+{
+	JsonbParseState *state = NULL;
+	JsonbValue	number = {.type = jbvNumeric};
+
+	number.val.numeric = int64_to_numeric(status);
+	http_set("response.status", psprintf("%d", status));
+	http_add_header("Content-Type", "application/problem+json");
+
+	(void) pushJsonbValue(&state, WJB_BEGIN_OBJECT, NULL);
+	http_push(&state, "title", http_string(title));
+	http_push(&state, "detail", http_string(detail));
+	http_push(&state, "status", number);
+	return JsonbPGetDatum(JsonbValueToJsonb(pushJsonbValue(&state, WJB_END_OBJECT,
+														   NULL)));
+}
+
+/* The "status" of a stored error, if it is that of an error; else 500. */
+static int
+http_stored_status(Jsonb *error)
+{
+	JsonbValue *status = http_member(error, "status");
+	bool		failed = true;
+	int32		number = 0;
+
+	if (status != NULL && status->type == jbvNumeric)
+		number = numeric_int4_opt_error(status->val.numeric, &failed);
+	return failed || number < 400 || number > 599 ? 500 : number;
+}
+
+/* ----------------------------------------------------------------
+ *						Settings and JSON
+ * ----------------------------------------------------------------
+ */
+
+/* The value of a setting, or NULL if there is none or it is empty. */
+static char *
+http_get(const char *setting)
+{
+	const bool	missing_ok = true;
+	const bool	restrict_privileged = false;
+	const char *value = GetConfigOption(setting, missing_ok, restrict_privileged);
+
+	return value == NULL || value[0] == '\0' ? NULL : pstrdup(value);
+}
+
+static Jsonb *
+http_get_json(const char *setting)
+{
+	char	   *value = http_get(setting);
+
+	return value == NULL ? NULL :
+		DatumGetJsonbP(DirectFunctionCall1(jsonb_in, CStringGetDatum(value)));
+}
+
+/* Until the end of the transaction. */
+static void
+http_set(const char *setting, const char *value)
+{
+	const bool	change = true;
+	const int	default_elevel = 0;
+	const bool	is_reload = false;
+
+	(void) set_config_option(setting, value, PGC_USERSET, PGC_S_SESSION,
+							 GUC_ACTION_LOCAL, change, default_elevel, is_reload);
+}
+
+/* One more in response.headers, an array of objects with one member each. */
+static void
+http_add_header(const char *name, const char *value)
+{
+	Jsonb	   *headers = http_get_json("response.headers");
+	JsonbParseState *state = NULL;
+	Jsonb	   *added;
+
+	(void) pushJsonbValue(&state, WJB_BEGIN_ARRAY, NULL);
+	if (headers != NULL && JB_ROOT_IS_ARRAY(headers))
+	{
+		JsonbIterator *it = JsonbIteratorInit(&headers->root);
+		const bool	skip_nested = true;
+		JsonbIteratorToken token;
+		JsonbValue	element;
+
+		while ((token = JsonbIteratorNext(&it, &element, skip_nested)) != WJB_DONE)
+			if (token == WJB_ELEM)
+				(void) pushJsonbValue(&state, WJB_ELEM, &element);
+	}
+	(void) pushJsonbValue(&state, WJB_BEGIN_OBJECT, NULL);
+	http_push(&state, name, http_string(value));
+	(void) pushJsonbValue(&state, WJB_END_OBJECT, NULL);
+	added = JsonbValueToJsonb(pushJsonbValue(&state, WJB_END_ARRAY, NULL));
+	http_set("response.headers", JsonbToCString(NULL, &added->root,
+												VARSIZE(added) - VARHDRSZ));
+}
+
+/* A member of an object, or NULL if there is no such one. */
+static JsonbValue *
+http_member(Jsonb *object, const char *name)
+{
+	JsonbValue	key = http_string(name);
+
+	if (object == NULL || !JB_ROOT_IS_OBJECT(object))
+		return NULL;
+	return findJsonbValueFromContainer(&object->root, JB_FOBJECT, &key);
+}
+
+static JsonbValue
+http_string(const char *value)
+{
+	JsonbValue	result = {.type = jbvString};
+
+	result.val.string.val = pstrdup(value);
+	result.val.string.len = strlen(value);
+	return result;
+}
+
+static void
+http_push(JsonbParseState **state, const char *name, JsonbValue value)
+{
+	JsonbValue	key = http_string(name);
+
+	(void) pushJsonbValue(state, WJB_KEY, &key);
+	(void) pushJsonbValue(state, WJB_VALUE, &value);
+}

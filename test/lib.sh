@@ -142,7 +142,10 @@ missing()
 		{ command -v cc && command -v nm; } >/dev/null || say gcc
 		[ -e /usr/include/stdio.h ] || say libc6-dev
 		[ -x "$bindir/postgres" ] || say "postgresql-$major"
-		[ -e "$("$bindir/pg_config" --pgxs)" ] || say "postgresql-server-dev-$major"
+		# the client's package brings the makefiles, but not the headers
+		{ [ -e "$("$bindir/pg_config" --pgxs)" ] &&
+			[ -e "$("$bindir/pg_config" --includedir-server)/postgres.h" ]; } ||
+			say "postgresql-server-dev-$major"
 		if [ -n "${NEED_TAP:-}" ]; then
 			[ -z "$major" ] ||
 				[ -e "/usr/share/postgresql/$major/extension/pgtap.control" ] ||

@@ -188,12 +188,12 @@ claim_decide(const ClaimRequest *request, ClaimAnswer *answer)
 	int			pauses = 0;
 
 	memset(answer, 0, sizeof(*answer));
-	answer->outcome = "in_progress";
+	answer->outcome = CLAIM_IN_PROGRESS;
 	if (pending != NULL)
 	{
 		if (key_fingerprints_differ(&request->fingerprint,
 									&pending->top->work.fingerprint))
-			answer->outcome = "mismatch";
+			answer->outcome = CLAIM_MISMATCH;
 		return;
 	}
 
@@ -280,30 +280,30 @@ claim_hear(const ClaimRequest *request, const IdemRecord *record,
 {
 	TimestampTz now = GetCurrentTimestamp();
 
-	answer->outcome = "in_progress";
+	answer->outcome = CLAIM_IN_PROGRESS;
 	answer->retry_at = 0;
 	if (!record_is_live(record, now))
 		return CLAIM_OPEN;
 	if (key_fingerprints_differ(&request->fingerprint, &record->fingerprint))
 	{
-		answer->outcome = "mismatch";
+		answer->outcome = CLAIM_MISMATCH;
 		return CLAIM_ANSWERED;
 	}
 
 	switch (record->state)
 	{
 		case IDEM_FINISHED:
-			answer->outcome = "replayed";
+			answer->outcome = CLAIM_REPLAYED;
 			break;
 
 		case IDEM_FAILED:
-			answer->outcome = "failed";
+			answer->outcome = CLAIM_FAILED;
 			break;
 
 		case IDEM_RETRY:
 			if (record->retry_at <= now)
 				return CLAIM_OPEN;
-			answer->outcome = "retry_later";
+			answer->outcome = CLAIM_RETRY_LATER;
 			answer->retry_at = record->retry_at;
 			break;
 
@@ -318,7 +318,7 @@ claim_hear(const ClaimRequest *request, const IdemRecord *record,
 			if (record->lease.takeover == IDEM_RERUN)
 				return CLAIM_OPEN;
 			answer->outcome = record->lease.takeover == IDEM_HOLD ?
-				"held" : "failed";
+				CLAIM_HELD : CLAIM_FAILED;
 			break;
 
 		default:
@@ -421,7 +421,7 @@ claim_hold(const ClaimRequest *request, const IdemRecord *under,
 			lock_key_give_back(key->hash);
 	}
 
-	answer->outcome = "claimed";
+	answer->outcome = CLAIM_CLAIMED;
 	answer->response = NULL;
 	answer->attempt = work.attempt;
 	answer->retry_at = 0;
@@ -497,8 +497,18 @@ claim_time_left(TimestampTz until)
 void
 claim_answer_values(const ClaimAnswer *answer, Datum *values, bool *isnull)
 {
+	static const char *const names[] = {
+		[CLAIM_CLAIMED] = "claimed",
+		[CLAIM_REPLAYED] = "replayed",
+		[CLAIM_IN_PROGRESS] = "in_progress",
+		[CLAIM_MISMATCH] = "mismatch",
+		[CLAIM_RETRY_LATER] = "retry_later",
+		[CLAIM_FAILED] = "failed",
+		[CLAIM_HELD] = "held"
+	};
+
 	isnull[0] = false;
-	values[0] = CStringGetTextDatum(answer->outcome);
+	values[0] = CStringGetTextDatum(names[answer->outcome]);
 	isnull[1] = answer->response == NULL;
 	values[1] = JsonbPGetDatum(answer->response);
 	isnull[2] = answer->token == 0;

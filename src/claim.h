@@ -38,12 +38,24 @@ typedef struct ClaimRequest
 	ClaimTerms	terms;
 } ClaimRequest;
 
+/* What a claim answers; claim_answer_values() has their names in SQL. */
+typedef enum ClaimOutcome
+{
+	CLAIM_CLAIMED,				/* do the work, and finish the key */
+	CLAIM_REPLAYED,				/* finished: here is the response */
+	CLAIM_IN_PROGRESS,			/* somebody is at it */
+	CLAIM_MISMATCH,				/* the key was used with another request */
+	CLAIM_RETRY_LATER,			/* failed, may be claimed again at retry_at */
+	CLAIM_FAILED,				/* failed for good */
+	CLAIM_HELD					/* nobody knows whether the work was done */
+} ClaimOutcome;
+
 /* In SQL a row of type idem_claim_answer, with these columns. */
 #define CLAIM_ANSWER_TYPES	TEXTOID, JSONBOID, INT8OID, INT4OID, INTERVALOID
 
 typedef struct ClaimAnswer
 {
-	const char *outcome;
+	ClaimOutcome outcome;
 	Jsonb	   *response;		/* NULL for none */
 	int64		token;			/* 0 for none */
 	int			attempt;		/* 0 for none */

@@ -130,7 +130,7 @@ Datum
 idem_fail(PG_FUNCTION_ARGS)
 {
 	FinishOutcome outcome = {.state = IDEM_RETRY};
-	ClaimAnswer answer = {.outcome = NULL};
+	ClaimAnswer answer = {0};
 	IdemKey		key;
 	IdemRecord	record;
 	PendingClaim *pending;
@@ -180,7 +180,7 @@ idem_fail(PG_FUNCTION_ARGS)
 			 record.state == IDEM_FINISHED)
 		lease_raise_settled(&key, &record);
 
-	answer.outcome = record.state == IDEM_RETRY ? "retry_later" : "failed";
+	answer.outcome = record.state == IDEM_RETRY ? CLAIM_RETRY_LATER : CLAIM_FAILED;
 	answer.response = record.response;
 	answer.attempt = record.attempt;
 	answer.retry_at = record.state == IDEM_RETRY ? record.retry_at : 0;

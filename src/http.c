@@ -53,10 +53,14 @@ PG_FUNCTION_INFO_V1(idem_http);
 static char *http_request_key(void);
 static char *http_unquote(const char *header);
 static char *http_request_scope(void);
+static char *http_digest(const StringInfo value);
 static Jsonb *http_params_as_request(Datum params);
 static Jsonb *http_envelope(Jsonb *body);
-static Datum http_answer(const ClaimAnswer *answer);
-static Datum http_problem(int status, const char *title, const char *detail);
+static Jsonb *http_answer(const ClaimAnswer *answer);
+static Jsonb *http_body(Jsonb *stored);
+static void http_restore(Jsonb *stored);
+static const char *http_seconds_until(TimestampTz until);
+static Jsonb *http_problem(int status, const char *title, const char *detail);
 static int	http_stored_status(Jsonb *error);
 static char *http_get(const char *setting);
 static Jsonb *http_get_json(const char *setting);
@@ -90,14 +94,15 @@ idem_http(PG_FUNCTION_ARGS)
 	ClaimAnswer answer;
 	char	   *name;
 	Jsonb	   *asked;
+	Jsonb	   *body;
 
 	args_may_write("idem_http()");
 	record_open(true);
 
 	name = http_request_key();
 	if (name == NULL || name[0] == '\0' || strlen(name) > IDEM_MAX_KEY_LEN)
-		return http_problem(400, "Idempotency-Key is missing or malformed",
-							"This operation needs the header Idempotency-Key: a string of 1 to 512 bytes, new for each operation and the same for its retries.");
+		PG_RETURN_JSONB_P(http_problem(400, "Idempotency-Key is missing or malformed",
+									   "This operation needs the header Idempotency-Key: a string of 1 to 512 bytes, new for each operation and the same for its retries."));
 	key_make(&request.key, cstring_to_text(name),
 			 PG_ARGISNULL(4) ? cstring_to_text(http_request_scope()) :
 			 PG_GETARG_TEXT_PP(4));
@@ -111,7 +116,10 @@ idem_http(PG_FUNCTION_ARGS)
 	once_run(&request, PG_ARGISNULL(0) ? NULL : PG_GETARG_TEXT_PP(0),
 			 PG_ARGISNULL(1) ? NULL : PG_GETARG_ARRAYTYPE_P(1),
 			 http_envelope, &answer);
-	return http_answer(&answer);
+	body = http_answer(&answer);
+	if (body == NULL)
+		PG_RETURN_NULL();
+	PG_RETURN_JSONB_P(body);
 }
 
 /* ----------------------------------------------------------------
@@ -201,7 +209,29 @@ http_request_scope(void)
 	if (method != NULL || path != NULL)
 		appendStringInfo(&scope, " %s %s", method != NULL ? method : "",
 						 path != NULL ? path : "");
+	if (scope.len > IDEM_MAX_SCOPE_LEN)
+		return http_digest(&scope);
 	return scope.data;
+}
+
+/* What is too long stands for itself by its SHA-256. */
+static char *
+http_digest(const StringInfo value)
+{
+	static const char prefix[] = "sha256:";
+	bytea	   *digest;
+	char	   *result;
+	char	   *end;
+
+	digest = DatumGetByteaPP(DirectFunctionCall1(sha256_bytea,
+												 PointerGetDatum(cstring_to_text_with_len(value->data,
+																						  value->len))));
+	result = palloc(sizeof(prefix) + 2 * VARSIZE_ANY_EXHDR(digest));
+	memcpy(result, prefix, sizeof(prefix));
+	end = result + strlen(prefix);
+	end += hex_encode(VARDATA_ANY(digest), VARSIZE_ANY_EXHDR(digest), end);
+	*end = '\0';
+	return result;
 }
 
 static Jsonb *
@@ -249,66 +279,87 @@ http_envelope(Jsonb *body)
 }
 
 /* The body that an outcome comes down to; status and headers are set. */
-static Datum
+static Jsonb *
 http_answer(const ClaimAnswer *answer)
 {
-	const char *outcome = answer->outcome;
-	int			seconds = 1;
-
-	if (strcmp(outcome, "claimed") == 0 || strcmp(outcome, "replayed") == 0)
+	switch (answer->outcome)
 	{
-		JsonbValue *body = http_member(answer->response, "body");
-		JsonbValue *status = http_member(answer->response, "status");
-		JsonbValue *headers = http_member(answer->response, "headers");
+		case CLAIM_CLAIMED:
+			return http_body(answer->response);
 
-		if (strcmp(outcome, "replayed") == 0)
-		{
-			if (headers != NULL && headers->type == jbvBinary)
-				http_set("response.headers",
-						 JsonbToCString(NULL, headers->val.binary.data,
-										headers->val.binary.len));
-			if (status != NULL && status->type == jbvString)
-				http_set("response.status", pnstrdup(status->val.string.val,
-													 status->val.string.len));
+		case CLAIM_REPLAYED:
+			http_restore(answer->response);
 			http_add_header("Idempotency-Replayed", "true");
-		}
+			return http_body(answer->response);
 
-		/* finished by other means than idem_http: the response is the body */
-		if (body == NULL)
-			return answer->response == NULL ? (Datum) 0 : JsonbPGetDatum(answer->response);
-		return JsonbPGetDatum(JsonbValueToJsonb(body));
+		case CLAIM_IN_PROGRESS:
+			http_add_header("Retry-After", http_seconds_until(answer->retry_at));
+			return http_problem(409, "The first request with this Idempotency-Key is still being processed",
+								"Repeat the request later, with the same key.");
+
+		case CLAIM_MISMATCH:
+			return http_problem(422, "Idempotency-Key is already used",
+								"The key was used before with another request. Use a new key for a new operation.");
+
+		case CLAIM_RETRY_LATER:
+			http_add_header("Retry-After", http_seconds_until(answer->retry_at));
+			return http_problem(503, "The operation has failed for now",
+								"Repeat the request later, with the same key.");
+
+		case CLAIM_HELD:
+			return http_problem(409, "The outcome of the first request is not known",
+								"It has to be settled by the operator of this service before the operation can be repeated.");
+
+		case CLAIM_FAILED:
+			break;
 	}
 
-	if (strcmp(outcome, "mismatch") == 0)
-		return http_problem(422, "Idempotency-Key is already used",
-							"The key was used before with another request. Use a new key for a new operation.");
-	if (strcmp(outcome, "held") == 0)
-		return http_problem(409, "The outcome of the first request is not known",
-							"It has to be settled by the operator of this service before the operation can be repeated.");
-	if (strcmp(outcome, "failed") == 0)
-	{
-		if (answer->response == NULL)
-			return http_problem(500, "The operation has failed",
-								"It will not be tried again under this key.");
-		http_set("response.status",
-				 psprintf("%d", http_stored_status(answer->response)));
-		return JsonbPGetDatum(answer->response);
-	}
+	if (answer->response == NULL)
+		return http_problem(500, "The operation has failed",
+							"It will not be tried again under this key.");
+	http_set("response.status",
+			 psprintf("%d", http_stored_status(answer->response)));
+	return answer->response;
+}
 
-	/* in seconds, rounded up; nobody knows when a transaction will end */
-	if (answer->retry_at != 0)
-		seconds = Max(1, (answer->retry_at - GetCurrentTimestamp() +
-						  USECS_PER_SEC - 1) / USECS_PER_SEC);
-	http_add_header("Retry-After", psprintf("%d", seconds));
-	if (strcmp(outcome, "retry_later") == 0)
-		return http_problem(503, "The operation has failed for now",
-							"Repeat the request later, with the same key.");
-	return http_problem(409, "The first request with this Idempotency-Key is still being processed",
-						"Repeat the request later, with the same key.");
+/* The body of what is stored; NULL is an empty one. */
+static Jsonb *
+http_body(Jsonb *stored)
+{
+	JsonbValue *body = http_member(stored, "body");
+
+	/* finished by other means than idem_http: the response is the body */
+	return body == NULL ? stored : JsonbValueToJsonb(body);
+}
+
+/* Status and headers as they were when the command had run. */
+static void
+http_restore(Jsonb *stored)
+{
+	JsonbValue *status = http_member(stored, "status");
+	JsonbValue *headers = http_member(stored, "headers");
+
+	if (status != NULL && status->type == jbvString)
+		http_set("response.status", pnstrdup(status->val.string.val,
+											 status->val.string.len));
+	if (headers != NULL && headers->type == jbvBinary)
+		http_set("response.headers",
+				 JsonbToCString(NULL, headers->val.binary.data,
+								headers->val.binary.len));
+}
+
+/* Seconds from now, rounded up; nobody knows when a transaction will end (0). */
+static const char *
+http_seconds_until(TimestampTz until)
+{
+	int64		usecs = until == 0 ? 0 : until - GetCurrentTimestamp();
+
+	return psprintf(INT64_FORMAT,
+					Max(1, (usecs + USECS_PER_SEC - 1) / USECS_PER_SEC));
 }
 
 /* Problem details as the body, and the status. */
-static Datum
+static Jsonb *
 http_problem(int status, const char *title, const char *detail)
 {
 	JsonbParseState *state = NULL;
@@ -322,8 +373,7 @@ http_problem(int status, const char *title, const char *detail)
 	http_push(&state, "title", http_string(title));
 	http_push(&state, "detail", http_string(detail));
 	http_push(&state, "status", number);
-	return JsonbPGetDatum(JsonbValueToJsonb(pushJsonbValue(&state, WJB_END_OBJECT,
-														   NULL)));
+	return JsonbValueToJsonb(pushJsonbValue(&state, WJB_END_OBJECT, NULL));
 }
 
 /* The "status" of a stored error, if it is that of an error; else 500. */

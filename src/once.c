@@ -86,6 +86,8 @@ static int	once_nplans = 0;
 
 static OncePlan *once_plan(const char *command);
 static OncePlan *once_prepare(const char *command, uint32 hash);
+static void once_infer_types(const char *command, Oid **types, int *ntypes);
+static void once_error_position(void *arg);
 static void once_drop(OncePlan *plan);
 static void once_free(OncePlan *plan);
 static Jsonb *once_execute(const char *command, ArrayType *params);
@@ -165,7 +167,7 @@ once_run(const ClaimRequest *request, const text *command, ArrayType *params,
 				 errhint("Pass the statement to run under the key.")));
 
 	claim_decide(request, answer);
-	if (strcmp(answer->outcome, "claimed") != 0)
+	if (answer->outcome != CLAIM_CLAIMED)
 		return;
 
 	response = once_execute(text_to_cstring(command), params);
@@ -219,28 +221,71 @@ once_plan(const char *command)
 	return once_prepare(command, hash);
 }
 
-static OncePlan *
-once_prepare(const char *command, uint32 hash)
+/*
+ * Make sure that the command is one statement, and find out which types its
+ * parameters have: SPI wants to be told.
+ */
+static void
+once_infer_types(const char *command, Oid **types, int *ntypes)
 {
-	List	   *statements = pg_parse_query(command);
-	RawStmt    *statement;
-	Oid		   *types = NULL;
-	int			ntypes = 0;
-	SPIPlanPtr	prepared;
-	MemoryContext context;
-	OncePlan   *plan;
+	ErrorContextCallback callback;
+	List	   *statements;
 
+	callback.callback = once_error_position;
+	callback.arg = unconstify(char *, command);
+	callback.previous = error_context_stack;
+	error_context_stack = &callback;
+
+	statements = pg_parse_query(command);
 	if (list_length(statements) != 1)
 		ereport(ERROR,
 				(errcode(ERRCODE_SYNTAX_ERROR),
 				 errmsg("command must be one statement"),
 				 errdetail("It has %d.", list_length(statements)),
 				 errhint("Put several statements into a function or a DO block.")));
-	statement = linitial_node(RawStmt, statements);
 
-	/* which types do the parameters have? */
-	(void) parse_analyze_varparams(statement, command, &types, &ntypes, NULL);
+	*types = NULL;
+	*ntypes = 0;
+	(void) parse_analyze_varparams(linitial_node(RawStmt, statements), command,
+								   types, ntypes, NULL);
+	for (int i = 0; i < *ntypes; i++)
+		if ((*types)[i] == InvalidOid || (*types)[i] == UNKNOWNOID)
+			ereport(ERROR,
+					(errcode(ERRCODE_INDETERMINATE_DATATYPE),
+					 errmsg("could not determine data type of parameter $%d",
+							i + 1),
+					 errhint("Use all parameters up to the last one, with a cast where the type does not follow from the use.")));
 
+	error_context_stack = callback.previous;
+}
+
+/* A position is one in the command, not in the statement that calls us. */
+static void
+once_error_position(void *arg)
+{
+	const char *command = (const char *) arg;
+	int			position = geterrposition();
+
+	if (position > 0)
+	{
+		errposition(0);
+		internalerrposition(position);
+		internalerrquery(command);
+	}
+	else
+		errcontext("command \"%s\"", command);
+}
+
+static OncePlan *
+once_prepare(const char *command, uint32 hash)
+{
+	Oid		   *types;
+	int			ntypes;
+	SPIPlanPtr	prepared;
+	MemoryContext context;
+	OncePlan   *plan;
+
+	once_infer_types(command, &types, &ntypes);
 	prepared = SPI_prepare(command, ntypes, types);
 	if (prepared == NULL)
 		elog(ERROR, "SPI_prepare failed: %s", SPI_result_code_string(SPI_result));

@@ -7,8 +7,8 @@
  *
  *-------------------------------------------------------------------------
  */
-#ifndef STORE_H
-#define STORE_H
+#ifndef IDEM_RECORD_H
+#define IDEM_RECORD_H
 
 #include "postgres.h"
 
@@ -131,4 +131,4 @@ record_same_version(const IdemVersion *a, const IdemVersion *b)
 							 unconstify(ItemPointerData *, &b->row.tid));
 }
 
-#endif							/* STORE_H */
+#endif							/* IDEM_RECORD_H */

@@ -48,3 +48,11 @@ SELECT now() + '24 hours', now(), now(), current_user::regrole, '',
 FROM generate_series(0, 9999) AS i;
 COMMIT;
 VACUUM ANALYZE;
+
+-- What the one round trip writes beside its key.
+CREATE TABLE orders (
+	id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+	account int NOT NULL,
+	amount numeric NOT NULL,
+	at timestamptz NOT NULL DEFAULT clock_timestamp()
+);

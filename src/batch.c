@@ -36,6 +36,7 @@
 #include "key.h"
 #include "lease.h"
 #include "pending.h"
+#include "realm.h"
 #include "record.h"
 
 /* So many claims are finished at once, to bound the memory. */
@@ -94,6 +95,10 @@ idem_claim_many(PG_FUNCTION_ARGS)
 	BatchArray	given;
 	BatchArray	requests;
 	BatchKey   *keys;
+	ClaimSeries series;
+	MemoryContext caller = CurrentMemoryContext;
+	MemoryContext context;
+	char	   *holder;
 
 	args_may_write("idem_claim_many()");
 	record_open(true);
@@ -102,17 +107,34 @@ idem_claim_many(PG_FUNCTION_ARGS)
 	batch_array_of_keys(&requests, fcinfo, 2, "requests", JSONBOID, given.n);
 	claim_terms(&request.terms, fcinfo, 1, 4, 5);
 
-	answers = palloc(given.n * sizeof(ClaimAnswer));
+	answers = MemoryContextAllocHuge(caller, given.n * sizeof(ClaimAnswer));
+	context = AllocSetContextCreate(caller, "idempotency key of a batch",
+									ALLOCSET_DEFAULT_SIZES);
+	holder = request.terms.holder;
+	claim_begin_series(&series, realm_get()->key_table);
 	for (int i = 0; i < given.n; i++)
 	{
 		int			position = keys[i].position;
+		ClaimAnswer *answer = &answers[position];
 		bool		none = requests.n == 0 || requests.isnull[position];
 
+		MemoryContextSwitchTo(context);
 		request.key = keys[i].key;
 		key_fingerprint(&request.fingerprint, none ? NULL :
 						DatumGetJsonbP(requests.values[position]));
-		claim_decide(&request, &answers[position]);
+
+		/* a key that comes again is busy, not a holder who has lost an answer */
+		request.terms.holder =
+			i > 0 && key_equal(&keys[i].key, &keys[i - 1].key) ? NULL : holder;
+		claim_decide_next(&request, &series, answer);
+
+		MemoryContextSwitchTo(caller);
+		if (answer->response != NULL)
+			answer->response = DatumGetJsonbPCopy(JsonbPGetDatum(answer->response));
+		MemoryContextReset(context);
 	}
+	claim_end_series(&series);
+	MemoryContextDelete(context);
 
 	for (int i = 0; i < given.n; i++)
 	{
@@ -162,7 +184,8 @@ idem_finish_many(PG_FUNCTION_ARGS)
 	batch_array_of_keys(&responses, fcinfo, 1, "responses", JSONBOID, given.n);
 	batch_array_of_keys(&tokens, fcinfo, 3, "tokens", INT8OID, given.n);
 
-	stored = palloc(given.n * sizeof(Jsonb *));
+	stored = MemoryContextAllocHuge(CurrentMemoryContext,
+									given.n * sizeof(Jsonb *));
 	for (int i = 0; i < given.n; i++)
 	{
 		const IdemKey *key = &keys[i].key;
@@ -228,7 +251,8 @@ batch_keys(FunctionCallInfo fcinfo, int keys_arg, int scope_arg,
 				 errhint("Use an empty array for no keys.")));
 	batch_array(given, fcinfo, keys_arg, "keys", TEXTOID);
 
-	keys = palloc(given->n * sizeof(BatchKey));
+	keys = MemoryContextAllocHuge(CurrentMemoryContext,
+								  given->n * sizeof(BatchKey));
 	for (int i = 0; i < given->n; i++)
 	{
 		key_make(&keys[i].key, given->isnull[i] ? NULL :
@@ -252,7 +276,8 @@ batch_array(BatchArray *array, FunctionCallInfo fcinfo, int arg,
 	if (ARR_NDIM(value) > 1)
 		ereport(ERROR,
 				(errcode(ERRCODE_ARRAY_SUBSCRIPT_ERROR),
-				 errmsg("%s must be an array of one dimension", name)));
+				 errmsg("%s must be an array of one dimension", name),
+				 errhint("Use array_agg(), or a literal such as '{a,b}'.")));
 	get_typlenbyvalalign(type, &len, &byval, &align);
 	deconstruct_array(value, type, len, byval, align,
 					  &array->values, &array->isnull, &array->n);
@@ -272,7 +297,8 @@ batch_array_of_keys(BatchArray *array, FunctionCallInfo fcinfo, int arg,
 				(errcode(ERRCODE_ARRAY_SUBSCRIPT_ERROR),
 				 errmsg("%s must have an element for each key", name),
 				 errdetail("There are %d keys and %d elements.",
-						   nkeys, array->n)));
+						   nkeys, array->n),
+				 errhint("Put null where a key has none, or pass null instead of the array.")));
 }
 
 /* The same key comes in the order given. */

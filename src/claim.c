@@ -88,7 +88,8 @@ static ClaimVerdict claim_hear(const ClaimRequest *request,
 static bool claim_is_own_lease(const ClaimRequest *request,
 							   const IdemRecord *record, TimestampTz now);
 static bool claim_hold(const ClaimRequest *request, const IdemRecord *under,
-					   ClaimAnswer *answer);
+					   ClaimSeries *series, ClaimAnswer *answer);
+static void claim_write_ahead(ClaimSeries *series);
 static bool claim_hold_by_lease(const ClaimRequest *request,
 								const IdemRecord *under,
 								const PendingWork *work, ClaimAnswer *answer);
@@ -182,6 +183,36 @@ claim_terms(ClaimTerms *terms, FunctionCallInfo fcinfo, int ttl_arg,
 void
 claim_decide(const ClaimRequest *request, ClaimAnswer *answer)
 {
+	ClaimSeries series;
+
+	series.scan = NULL;
+	series.nahead = 0;
+	claim_decide_next(request, &series, answer);
+	claim_write_ahead(&series);
+}
+
+/*
+ * The same for many keys, which come in their order: claim_decide_next() for each,
+ * between these two.
+ */
+void
+claim_begin_series(ClaimSeries *series, Oid table)
+{
+	series->scan = record_begin_looks(table);
+	series->nahead = 0;
+}
+
+void
+claim_end_series(ClaimSeries *series)
+{
+	record_end_looks(series->scan);
+	claim_write_ahead(series);
+}
+
+void
+claim_decide_next(const ClaimRequest *request, ClaimSeries *series,
+				  ClaimAnswer *answer)
+{
 	const IdemKey *key = &request->key;
 	PendingClaim *pending = pending_unfinished(key);
 	bool		locked = false;
@@ -205,7 +236,7 @@ claim_decide(const ClaimRequest *request, ClaimAnswer *answer)
 		CHECK_FOR_INTERRUPTS();
 
 		locked = locked || lock_key_try(key->hash);
-		record_look(key, &look);
+		record_look(series->scan, key, &look);
 		if (look.changed)
 		{
 			/* somebody is at it: the answer is true in any snapshot */
@@ -220,7 +251,9 @@ claim_decide(const ClaimRequest *request, ClaimAnswer *answer)
 			if (locked)
 				lock_key_give_back(key->hash);
 			locked = false;
-			if (verdict == CLAIM_ANSWERED ||
+
+			/* our own lease, not committed yet: nobody can end it but we */
+			if (verdict == CLAIM_ANSWERED || look.record.ours ||
 				!lock_pause(&request->terms.wait, answer->retry_at, pauses++))
 				return;
 			continue;
@@ -265,7 +298,7 @@ claim_decide(const ClaimRequest *request, ClaimAnswer *answer)
 				continue;
 		}
 
-		if (claim_hold(request, look.found ? &look.record : NULL, answer))
+		if (claim_hold(request, look.found ? &look.record : NULL, series, answer))
 			return;
 	}
 }
@@ -354,16 +387,14 @@ claim_is_own_lease(const ClaimRequest *request, const IdemRecord *record,
  *
  * For a transactional claim normally the lock is kept and nothing is written.
  * A transaction that holds as many locks as it may writes the row ahead
- * instead, for idem_finish to update, and gives the lock back: others then find
- * the row, uncommitted, and wait for our transaction.  A record under the
- * claim need not even be written, since the tuple lock on it does the same.
+ * instead, see claim_write_ahead().  A record under the claim need not even be
+ * written, since the tuple lock on it does the same.
  */
 static bool
 claim_hold(const ClaimRequest *request, const IdemRecord *under,
-		   ClaimAnswer *answer)
+		   ClaimSeries *series, ClaimAnswer *answer)
 {
 	const IdemKey *key = &request->key;
-	bool		keep_lock;
 	PendingWork work;
 
 	memset(&work, 0, sizeof(work));
@@ -401,23 +432,16 @@ claim_hold(const ClaimRequest *request, const IdemRecord *under,
 	}
 	else
 	{
-		keep_lock = pending_may_lock(key);
-		if (under == NULL && !keep_lock)
-		{
-			IdemRecord	ahead;
+		const bool	keep_lock = pending_may_lock(key);
+		PendingClaim *claim = pending_remember(key, &work, keep_lock);
 
-			memset(&ahead, 0, sizeof(ahead));
-			ahead.state = IDEM_IN_PROGRESS;
-			ahead.attempt = work.attempt;
-			ahead.claimed_at = work.claimed_at;
-			ahead.expires_at = DT_NOEND;
-			ahead.fingerprint = work.fingerprint;
-			if (!record_try_insert(key, &ahead, &work.row))
-				return false;
-			work.row_is_ours = true;
+		if (!keep_lock && under == NULL)
+		{
+			series->ahead[series->nahead++] = claim;
+			if (series->nahead == CLAIM_MAX_AHEAD)
+				claim_write_ahead(series);
 		}
-		pending_remember(key, &work, keep_lock);
-		if (!keep_lock)
+		else if (!keep_lock)
 			lock_key_give_back(key->hash);
 	}
 
@@ -426,6 +450,43 @@ claim_hold(const ClaimRequest *request, const IdemRecord *under,
 	answer->attempt = work.attempt;
 	answer->retry_at = 0;
 	return true;
+}
+
+/*
+ * Write the rows of claims that the transaction may not keep locked, for
+ * idem_finish to update, and give the locks back: others then find the rows,
+ * uncommitted, and wait for our transaction.
+ */
+static void
+claim_write_ahead(ClaimSeries *series)
+{
+	IdemInsert	inserts[CLAIM_MAX_AHEAD];
+
+	if (series->nahead == 0)
+		return;
+
+	memset(inserts, 0, series->nahead * sizeof(IdemInsert));
+	for (int i = 0; i < series->nahead; i++)
+	{
+		PendingClaim *claim = series->ahead[i];
+		const PendingWork *work = &claim->top->work;
+		IdemRecord *record = &inserts[i].record;
+
+		inserts[i].key = &claim->key;
+		inserts[i].duplicate = &claim->lost;
+		record->state = IDEM_IN_PROGRESS;
+		record->attempt = work->attempt;
+		record->claimed_at = work->claimed_at;
+		record->expires_at = DT_NOEND;
+		record->fingerprint = work->fingerprint;
+	}
+	record_insert(inserts, series->nahead);
+	for (int i = 0; i < series->nahead; i++)
+	{
+		pending_write_ahead(series->ahead[i], &inserts[i].version);
+		lock_key_give_back(series->ahead[i]->key.hash);
+	}
+	series->nahead = 0;
 }
 
 static bool

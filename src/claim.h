@@ -17,6 +17,7 @@
 #include "compat.h"
 #include "key.h"
 #include "lock.h"
+#include "pending.h"
 #include "record.h"
 
 /* What a claim asks for, beside the key itself. */
@@ -62,9 +63,29 @@ typedef struct ClaimAnswer
 	TimestampTz retry_at;		/* 0 for unknown */
 } ClaimAnswer;
 
+/*
+ * What the claims of one call have in common.
+ *
+ * "ahead" are claims that are to be held by rows of their own which are not
+ * written yet.  Until then they are held by the locks of their keys, a few more
+ * than the transaction may keep.
+ */
+#define CLAIM_MAX_AHEAD		8
+
+typedef struct ClaimSeries
+{
+	RecordScan *scan;			/* NULL: there is only one claim */
+	int			nahead;
+	PendingClaim *ahead[CLAIM_MAX_AHEAD];
+} ClaimSeries;
+
 extern void claim_terms(ClaimTerms *terms, FunctionCallInfo fcinfo,
 						int ttl_arg, int wait_arg, int lease_arg);
 extern void claim_decide(const ClaimRequest *request, ClaimAnswer *answer);
+extern void claim_begin_series(ClaimSeries *series, Oid table);
+extern void claim_decide_next(const ClaimRequest *request,
+							  ClaimSeries *series, ClaimAnswer *answer);
+extern void claim_end_series(ClaimSeries *series);
 extern void claim_answer_values(const ClaimAnswer *answer,
 								Datum *values, bool *isnull);
 extern Datum claim_answer_row(FunctionCallInfo fcinfo,

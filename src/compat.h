@@ -38,6 +38,11 @@ typedef bool TU_UpdateIndexes;
 #define TU_None false
 #endif
 
+/* 16: the file of a relation has another name */
+#if PG_VERSION_NUM < 160000
+#define rd_firstRelfilelocatorSubid rd_firstRelfilenodeSubid
+#endif
+
 /* 17: intervals may be infinite */
 #ifndef INTERVAL_NOT_FINITE
 #define INTERVAL_NOT_FINITE(i) ((void) (i), false)
@@ -58,6 +63,12 @@ typedef bool TU_UpdateIndexes;
 /* 18: functions that do not return say so in front */
 #if PG_VERSION_NUM < 180000
 #define pg_noreturn pg_attribute_noreturn()
+#endif
+
+/* 18: index scans may be instrumented */
+#if PG_VERSION_NUM < 180000
+#define index_beginscan(heap, index, snapshot, instrument, nkeys, norderbys) \
+	index_beginscan(heap, index, snapshot, nkeys, norderbys)
 #endif
 
 /* 18: a deferrable primary key may be asked for, too */

@@ -366,6 +366,8 @@ finish_row_is_there(PendingClaim *pending)
 
 	if (!record_is_version(&work->row))
 		return false;
+	if (record_is_current(&pending->key, &work->row))
+		return true;
 
 	record_look_twice(&pending->key, &look);
 	if (look.found ?

@@ -161,7 +161,7 @@ pending_may_lock(const IdemKey *key)
  * Remember a claim made just now; "locked" tells that the lock of the key is
  * held, and will be until the end of the (sub)transaction.
  */
-void
+PendingClaim *
 pending_remember(const IdemKey *key, const PendingWork *work, bool locked)
 {
 	PendingClaim *claim = pending_find(key);
@@ -208,6 +208,17 @@ pending_remember(const IdemKey *key, const PendingWork *work, bool locked)
 		claim->locked = true;
 		pending_nlocked++;
 	}
+	return claim;
+}
+
+/* The row of a claim that is not held by a lock was written. */
+void
+pending_write_ahead(PendingClaim *claim, const IdemVersion *row)
+{
+	PendingVersion *version = pending_version_here(claim);
+
+	version->work.row = *row;
+	version->work.row_is_ours = true;
 }
 
 /* The claim was finished or released at the present nesting level. */

@@ -61,8 +61,9 @@ extern void pending_init(void);
 extern PendingClaim *pending_find(const IdemKey *key);
 extern PendingClaim *pending_unfinished(const IdemKey *key);
 extern bool pending_may_lock(const IdemKey *key);
-extern void pending_remember(const IdemKey *key, const PendingWork *work,
-							 bool locked);
+extern PendingClaim *pending_remember(const IdemKey *key,
+									  const PendingWork *work, bool locked);
+extern void pending_write_ahead(PendingClaim *claim, const IdemVersion *row);
 extern void pending_change(PendingClaim *claim, PendingState state);
 extern void pending_begin_steps(PendingClaim *claim, int64 generation);
 pg_noreturn extern void pending_raise_lost(const PendingClaim *claim);

@@ -106,11 +106,23 @@ static const StoreShape record_shape =
 	record_key, lengthof(record_key), "key, scope, owner"
 };
 
+/* An index scan over the primary key. */
+struct RecordScan
+{
+	MemoryContext context;
+	Relation	rel;
+	Relation	index;
+	IndexScanDesc scan;
+	TupleTableSlot *slot;
+	ScanKeyData keys[lengthof(record_key)];
+};
+
 /* Where record_expire() goes on: see there. */
 static BlockNumber record_hand = InvalidBlockNumber;
 
-static SysScanDesc record_begin_scan(Relation rel, Snapshot snapshot,
-									 const IdemKey *key);
+static void record_seek(RecordScan *scan, const IdemKey *key,
+						Snapshot snapshot);
+static HeapTuple record_next(RecordScan *scan);
 static void record_decode(Relation rel, HeapTuple tuple, const IdemKey *key,
 						  IdemRecord *record);
 static bool record_text_is(Datum datum, const char *data, int len);
@@ -192,8 +204,81 @@ record_table_exists(Oid table)
  * ----------------------------------------------------------------
  */
 
+/* Get ready for looks at many keys; the table is open and locked. */
+RecordScan *
+record_begin_looks(Oid table)
+{
+	const int	no_order = 0;
+	RecordScan *scan = palloc(sizeof(RecordScan));
+
+	scan->context = CurrentMemoryContext;
+	scan->rel = table_open(table, NoLock);
+	scan->index = index_open(RelationGetPrimaryKeyIndex(scan->rel, false),
+							 AccessShareLock);
+	scan->slot = table_slot_create(scan->rel, NULL);
+
+	/* in the order of the index; the arguments follow with each key */
+	ScanKeyInit(&scan->keys[0], 1, BTEqualStrategyNumber, F_TEXTEQ, (Datum) 0);
+	ScanKeyInit(&scan->keys[1], 2, BTEqualStrategyNumber, F_TEXTEQ, (Datum) 0);
+	ScanKeyInit(&scan->keys[2], 3, BTEqualStrategyNumber, F_OIDEQ, (Datum) 0);
+	scan->scan = index_beginscan(scan->rel, scan->index, SnapshotAny, NULL,
+								 lengthof(scan->keys), no_order);
+	return scan;
+}
+
+void
+record_end_looks(RecordScan *scan)
+{
+	index_endscan(scan->scan);
+	ExecDropSingleTupleTableSlot(scan->slot);
+	index_close(scan->index, AccessShareLock);
+	table_close(scan->rel, NoLock);
+	pfree(scan);
+}
+
 /*
- * Look at a key on behalf of a claim: what is true now?
+ * Start to read the versions of a key.
+ *
+ * What the scan needs for itself is allocated where the scan is: the callers
+ * of many looks may not keep the memory of one.
+ */
+static void
+record_seek(RecordScan *scan, const IdemKey *key, Snapshot snapshot)
+{
+	MemoryContext saved;
+
+	scan->keys[0].sk_argument =
+		PointerGetDatum(cstring_to_text_with_len(key->key, key->key_len));
+	scan->keys[1].sk_argument =
+		PointerGetDatum(cstring_to_text_with_len(key->scope, key->scope_len));
+	scan->keys[2].sk_argument = ObjectIdGetDatum(key->owner);
+
+	saved = MemoryContextSwitchTo(scan->context);
+	scan->scan->xs_snapshot = snapshot;
+	index_rescan(scan->scan, scan->keys, lengthof(scan->keys), NULL, 0);
+	MemoryContextSwitchTo(saved);
+}
+
+/* The next version, valid until the next call; NULL, and no page pinned, at the end. */
+static HeapTuple
+record_next(RecordScan *scan)
+{
+	const bool	materialize = false;
+	MemoryContext saved = MemoryContextSwitchTo(scan->context);
+	HeapTuple	tuple = NULL;
+	bool		should_free;
+
+	if (index_getnext_slot(scan->scan, ForwardScanDirection, scan->slot))
+		tuple = ExecFetchSlotHeapTuple(scan->slot, materialize, &should_free);
+	else
+		index_rescan(scan->scan, NULL, 0, NULL, 0);
+	MemoryContextSwitchTo(saved);
+	return tuple;
+}
+
+/*
+ * Look at a key on behalf of a claim: what is true now?  "scan" is NULL if it is
+ * the only look.
  *
  * look->found: there is a record, committed or our own.  It may be deleted or
  * updated by a transaction in progress, in which case look->rival names that
@@ -213,43 +298,44 @@ record_table_exists(Oid table)
  * locks; the caller raises 40001, as INSERT ... ON CONFLICT does.
  */
 void
-record_look(const IdemKey *key, IdemLook *look)
+record_look(RecordScan *scan, const IdemKey *key, IdemLook *look)
 {
+	const bool	only_look = scan == NULL;
 	const bool	one_snapshot = IsolationUsesXactSnapshot();
 	Snapshot	xact_snapshot = one_snapshot ? GetTransactionSnapshot() : NULL;
 	SnapshotData dirty;
-	Relation	rel;
-	SysScanDesc scan;
 	HeapTuple	tuple;
+
+	if (only_look)
+		scan = record_begin_looks(key->table);
 
 	look->found = false;
 	look->changed = false;
 	look->rival = InvalidTransactionId;
 
-	InitDirtySnapshot(dirty);
-	rel = table_open(key->table, NoLock);
-
 	/*
 	 * With one snapshot for the transaction go through all versions, so as to
 	 * judge each by both snapshots.
 	 */
-	scan = record_begin_scan(rel, one_snapshot ? SnapshotAny : &dirty, key);
-	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
+	InitDirtySnapshot(dirty);
+	record_seek(scan, key, one_snapshot ? SnapshotAny : &dirty);
+	while ((tuple = record_next(scan)) != NULL)
 	{
 		TransactionId xmin = HeapTupleHeaderGetXmin(tuple->t_data);
 		bool		current = true;
 		bool		committed;
 
-		/* systable_getnext() has just set the fields of "dirty" otherwise */
+		/* record_next() has just set the fields of "dirty" otherwise */
 		if (one_snapshot)
-			current = table_tuple_satisfies_snapshot(rel, scan->slot, &dirty);
+			current = table_tuple_satisfies_snapshot(scan->rel, scan->slot,
+													 &dirty);
 		committed = current && !TransactionIdIsValid(dirty.xmin);
 
 		if (one_snapshot)
 		{
 			bool		visible;
 
-			visible = table_tuple_satisfies_snapshot(rel, scan->slot,
+			visible = table_tuple_satisfies_snapshot(scan->rel, scan->slot,
 													 xact_snapshot);
 			if (visible && !current)
 				look->changed = true;
@@ -266,11 +352,11 @@ record_look(const IdemKey *key, IdemLook *look)
 		if (committed)
 		{
 			look->found = true;
-			record_decode(rel, tuple, key, &look->record);
+			record_decode(scan->rel, tuple, key, &look->record);
 		}
 	}
-	systable_endscan(scan);
-	table_close(rel, NoLock);
+	if (only_look)
+		record_end_looks(scan);
 }
 
 /*
@@ -280,9 +366,9 @@ record_look(const IdemKey *key, IdemLook *look)
 void
 record_look_twice(const IdemKey *key, IdemLook *look)
 {
-	record_look(key, look);
+	record_look(NULL, key, look);
 	if (!look->found)
-		record_look(key, look);
+		record_look(NULL, key, look);
 }
 
 void
@@ -301,36 +387,15 @@ record_raise_changed(const IdemKey *key)
 bool
 record_read(const IdemKey *key, IdemRecord *record)
 {
-	Relation	rel = table_open(key->table, NoLock);
-	SysScanDesc scan = record_begin_scan(rel, GetActiveSnapshot(), key);
-	HeapTuple	tuple = systable_getnext(scan);
-	bool		found = HeapTupleIsValid(tuple);
+	RecordScan *scan = record_begin_looks(key->table);
+	HeapTuple	tuple;
 
-	if (found)
-		record_decode(rel, tuple, key, record);
-	systable_endscan(scan);
-	table_close(rel, NoLock);
-	return found;
-}
-
-static SysScanDesc
-record_begin_scan(Relation rel, Snapshot snapshot, const IdemKey *key)
-{
-	const bool	index_ok = true;
-	ScanKeyData scan_keys[3];
-
-	/* in the order of the index */
-	ScanKeyInit(&scan_keys[0], Anum_key, BTEqualStrategyNumber, F_TEXTEQ,
-				PointerGetDatum(cstring_to_text_with_len(key->key,
-														 key->key_len)));
-	ScanKeyInit(&scan_keys[1], Anum_scope, BTEqualStrategyNumber, F_TEXTEQ,
-				PointerGetDatum(cstring_to_text_with_len(key->scope,
-														 key->scope_len)));
-	ScanKeyInit(&scan_keys[2], Anum_owner, BTEqualStrategyNumber,
-				F_OIDEQ, ObjectIdGetDatum(key->owner));
-	return systable_beginscan(rel, RelationGetPrimaryKeyIndex(rel, false),
-							  index_ok, snapshot,
-							  lengthof(scan_keys), scan_keys);
+	record_seek(scan, key, GetActiveSnapshot());
+	tuple = record_next(scan);
+	if (tuple != NULL)
+		record_decode(scan->rel, tuple, key, record);
+	record_end_looks(scan);
+	return tuple != NULL;
 }
 
 /*
@@ -506,7 +571,7 @@ record_encode(Relation rel, const IdemKey *key, const IdemRecord *record,
  * a retry will find that row and be answered properly.
  */
 void
-record_insert(const IdemInsert *inserts, int n)
+record_insert(IdemInsert *inserts, int n)
 {
 	Relation	rel = table_open(inserts[0].key->table, NoLock);
 	MemoryContext context = CurrentMemoryContext;
@@ -539,6 +604,11 @@ record_insert(const IdemInsert *inserts, int n)
 	}
 	PG_END_TRY();
 
+	for (int i = 0; i < n; i++)
+	{
+		inserts[i].version.row.tid = rows[i].tuple->t_self;
+		inserts[i].version.generation = inserts[i].record.generation;
+	}
 	table_close(rel, NoLock);
 }
 
@@ -580,6 +650,20 @@ record_replace(const IdemKey *key, const IdemVersion *version,
 	if (result == STORE_OK && version->generation != record->generation)
 		memo_forget(version->generation);
 	return result;
+}
+
+/*
+ * Is a version that this transaction has written or pinned still the current
+ * one?  If not, or if that is not known, look at the key.
+ */
+bool
+record_is_current(const IdemKey *key, const IdemVersion *version)
+{
+	Relation	rel = table_open(key->table, NoLock);
+	bool		current = store_is_current(rel, &version->row);
+
+	table_close(rel, NoLock);
+	return current;
 }
 
 /*

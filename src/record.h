@@ -76,6 +76,7 @@ typedef struct IdemInsert
 	const IdemKey *key;
 	IdemRecord	record;
 	bool	   *duplicate;		/* set if there was one nevertheless */
+	IdemVersion version;		/* what was written */
 } IdemInsert;
 
 /* What a claim sees when it looks at a key: see record_look(). */
@@ -87,19 +88,25 @@ typedef struct IdemLook
 	TransactionId rival;		/* who is changing it right now, or invalid */
 } IdemLook;
 
+/* A way from keys to records, for many looks; opaque to others. */
+typedef struct RecordScan RecordScan;
+
 extern void record_open(bool for_writing);
 extern bool record_table_exists(Oid table);
 pg_noreturn extern void record_raise_changed(const IdemKey *key);
-extern void record_look(const IdemKey *key, IdemLook *look);
+extern RecordScan *record_begin_looks(Oid table);
+extern void record_end_looks(RecordScan *scan);
+extern void record_look(RecordScan *scan, const IdemKey *key, IdemLook *look);
 extern void record_look_twice(const IdemKey *key, IdemLook *look);
 extern bool record_read(const IdemKey *key, IdemRecord *record);
 extern bool record_is_live(const IdemRecord *record, TimestampTz now);
-extern void record_insert(const IdemInsert *inserts, int n);
+extern void record_insert(IdemInsert *inserts, int n);
 extern bool record_try_insert(const IdemKey *key, const IdemRecord *record,
 							  IdemVersion *version);
 extern StoreResult record_replace(const IdemKey *key,
 								  const IdemVersion *version,
 								  const IdemRecord *record);
+extern bool record_is_current(const IdemKey *key, const IdemVersion *version);
 extern StoreResult record_pin(const IdemKey *key, const IdemVersion *version);
 extern TransactionId record_locker(const IdemKey *key,
 								   const IdemVersion *version);

@@ -213,7 +213,6 @@ store_insert_tuples(Relation rel, StoreRow *rows, int nrows)
 	const bool	should_free = false;
 	TupleTableSlot *slots[STORE_MAX_MULTI];
 	int			nslots = Min(nrows, STORE_MAX_MULTI);
-	BulkInsertState bulk = GetBulkInsertState();
 
 	for (int i = 0; i < nslots; i++)
 		slots[i] = MakeSingleTupleTableSlot(RelationGetDescr(rel),
@@ -227,13 +226,12 @@ store_insert_tuples(Relation rel, StoreRow *rows, int nrows)
 		for (int i = 0; i < n; i++)
 			ExecStoreHeapTuple(rows[from + i].tuple, slots[i], should_free);
 		table_multi_insert(rel, slots, n, GetCurrentCommandId(true),
-						   no_options, bulk);
+						   no_options, NULL);
 		for (int i = 0; i < n; i++)
 			rows[from + i].tuple->t_self = slots[i]->tts_tid;
 	}
 	for (int i = 0; i < nslots; i++)
 		ExecDropSingleTupleTableSlot(slots[i]);
-	FreeBulkInsertState(bulk);
 }
 
 /*
@@ -299,6 +297,29 @@ store_replace(Relation rel, StoreRow *row, const StoreVersion *version)
 		CommandCounterIncrement();
 
 	return store_result(result);
+}
+
+/*
+ * Is a version that this transaction has written or pinned still the current
+ * one?  False may also mean that it is not known, because this very transaction
+ * has given the table another file (or the table itself is new), and nobody knows
+ * what is in the place of the version now.
+ */
+bool
+store_is_current(Relation rel, const StoreVersion *version)
+{
+	TupleTableSlot *slot;
+	ItemPointerData tid = version->tid;
+	bool		current;
+
+	if (rel->rd_createSubid != InvalidSubTransactionId ||
+		rel->rd_firstRelfilelocatorSubid != InvalidSubTransactionId)
+		return false;
+
+	slot = table_slot_create(rel, NULL);
+	current = table_tuple_fetch_row_version(rel, &tid, SnapshotSelf, slot);
+	ExecDropSingleTupleTableSlot(slot);
+	return current;
 }
 
 /*

@@ -65,6 +65,7 @@ extern bool store_try_insert(Relation rel, StoreRow *row,
 							 StoreVersion *version);
 extern StoreResult store_replace(Relation rel, StoreRow *row,
 								 const StoreVersion *version);
+extern bool store_is_current(Relation rel, const StoreVersion *version);
 extern StoreResult store_pin(Relation rel, const StoreVersion *version);
 extern TransactionId store_locker(Relation rel, const StoreVersion *version);
 extern StoreResult store_delete(Relation rel, const StoreVersion *version,

@@ -296,7 +296,7 @@ batch_array_of_keys(BatchArray *array, FunctionCallInfo fcinfo, int arg,
 		ereport(ERROR,
 				(errcode(ERRCODE_ARRAY_SUBSCRIPT_ERROR),
 				 errmsg("%s must have an element for each key", name),
-				 errdetail("There are %d keys and %d elements.",
+				 errdetail("The number of keys is %d, that of elements %d.",
 						   nkeys, array->n),
 				 errhint("Put null where a key has none, or pass null instead of the array.")));
 }

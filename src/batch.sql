@@ -12,6 +12,18 @@ CREATE TYPE @extschema@.idem_claim_many_answer AS
 
 COMMENT ON TYPE @extschema@.idem_claim_many_answer IS
 'What idem_claim_many answers for each key: see idem_claim_answer.';
+COMMENT ON COLUMN @extschema@.idem_claim_many_answer.key IS
+'The key, as it was given.';
+COMMENT ON COLUMN @extschema@.idem_claim_many_answer.outcome IS
+'claimed, replayed, in_progress, mismatch, retry_later, failed or held.';
+COMMENT ON COLUMN @extschema@.idem_claim_many_answer.response IS
+'The response to replay, or the error of a failed key.';
+COMMENT ON COLUMN @extschema@.idem_claim_many_answer.token IS
+'Fencing token of the lease that was claimed; null for a transactional claim.';
+COMMENT ON COLUMN @extschema@.idem_claim_many_answer.attempt IS
+'Which claim of the key this is, from 1.';
+COMMENT ON COLUMN @extschema@.idem_claim_many_answer.retry_after IS
+'When to come again, if it is known: the end of a lease, or the time of a retry.';
 
 CREATE FUNCTION @extschema@.idem_claim_many(
 	keys pg_catalog.text[],
@@ -37,6 +49,10 @@ CREATE TYPE @extschema@.idem_finish_many_answer AS
 
 COMMENT ON TYPE @extschema@.idem_finish_many_answer IS
 'What idem_finish_many answers for each key.';
+COMMENT ON COLUMN @extschema@.idem_finish_many_answer.key IS
+'The key, as it was given.';
+COMMENT ON COLUMN @extschema@.idem_finish_many_answer.response IS
+'The response that is stored.';
 
 CREATE FUNCTION @extschema@.idem_finish_many(
 	keys pg_catalog.text[],

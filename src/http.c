@@ -18,7 +18,8 @@
  *		held			409: somebody has to find out what was done
  *		mismatch		422
  *		retry_later		503, Retry-After
- *		failed			the error that was stored, with its own status or 500
+ *		failed			the error that was stored, with its own status or 500, and
+ *						Idempotency-Replayed: true
  *
  * Bodies of these errors are problem details (RFC 9457).  None of them is an SQL
  * error, so the transaction commits, and what else it did with it.
@@ -319,6 +320,7 @@ http_answer(const ClaimAnswer *answer)
 							"It will not be tried again under this key.");
 	http_set("response.status",
 			 psprintf("%d", http_stored_status(answer->response)));
+	http_add_header("Idempotency-Replayed", "true");
 	return answer->response;
 }
 

@@ -93,6 +93,7 @@ static void once_free(OncePlan *plan);
 static Jsonb *once_execute(const char *command, ArrayType *params);
 static void once_bind(const OncePlan *plan, ArrayType *params,
 					  Datum **values, char **nulls);
+static void once_error_parameter(void *arg);
 static Jsonb *once_result(SPITupleTable *table, uint64 nrows);
 static Jsonb *once_row(FmgrInfo *convert, HeapTuple tuple, TupleDesc desc);
 
@@ -417,6 +418,8 @@ once_bind(const OncePlan *plan, ArrayType *params,
 	Datum	   *texts = NULL;
 	bool	   *isnull = NULL;
 	int			ntexts = 0;
+	int			position;
+	ErrorContextCallback callback;
 
 	if (params != NULL)
 		deconstruct_array(params, TEXTOID, -1, false, TYPALIGN_INT,
@@ -429,18 +432,31 @@ once_bind(const OncePlan *plan, ArrayType *params,
 						   plan->nparams, ntexts),
 				 errhint("Pass an array with a text, or null, for each parameter.")));
 
+	callback.callback = once_error_parameter;
+	callback.arg = &position;
+	callback.previous = error_context_stack;
+	error_context_stack = &callback;
+
 	*values = palloc(ntexts * sizeof(Datum));
 	*nulls = palloc(ntexts);
 	for (int i = 0; i < ntexts; i++)
 	{
 		OnceParam  *param = &plan->params[i];
 
+		position = i + 1;
 		(*nulls)[i] = isnull[i] ? 'n' : ' ';
 		(*values)[i] = InputFunctionCall(&param->input,
 										 isnull[i] ? NULL :
 										 TextDatumGetCString(texts[i]),
 										 param->ioparam, no_typmod);
 	}
+	error_context_stack = callback.previous;
+}
+
+static void
+once_error_parameter(void *arg)
+{
+	errcontext("parameter $%d of the command", *(int *) arg);
 }
 
 /* The rows of a result as jsonb; NULL for none. */

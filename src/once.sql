@@ -9,6 +9,12 @@ CREATE TYPE @extschema@.idem_once_answer AS
 
 COMMENT ON TYPE @extschema@.idem_once_answer IS
 'What idem_once answers: see idem_claim_answer; if claimed, the response is that of this run.';
+COMMENT ON COLUMN @extschema@.idem_once_answer.outcome IS
+'claimed, replayed, in_progress, mismatch, retry_later, failed or held.';
+COMMENT ON COLUMN @extschema@.idem_once_answer.response IS
+'The result of the command, now or when it ran; or the error of a failed key.';
+COMMENT ON COLUMN @extschema@.idem_once_answer.retry_after IS
+'When to come again, if it is known: the end of a lease, or the time of a retry.';
 
 CREATE FUNCTION @extschema@.idem_once(
 	key pg_catalog.text,

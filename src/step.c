@@ -95,7 +95,7 @@ idem_step(PG_FUNCTION_ARGS)
 	IdemRecord	record;
 	IdemFingerprint request;
 	PendingClaim *pending;
-	Memo		memo = {NULL};
+	Memo		memo = {0};
 	text	   *step;
 	int64		token;
 	Datum		values[lengthof(columns)] = {0};

@@ -9,7 +9,7 @@ CREATE SCHEMA idem;
 CREATE EXTENSION idempotency SCHEMA idem;
 SET LOCAL search_path = public, idem;
 
-SELECT plan(70);
+SELECT plan(109);
 
 -- What belongs to the extension; newer releases count row types of tables, and
 -- array types, which come by themselves.
@@ -42,18 +42,23 @@ SELECT set_eq(
 	    JOIN pg_proc AS p ON m.classid = 'pg_proc'::regclass AND p.oid = m.objid$$,
 	ARRAY['idem_claim', 'idem_finish', 'idem_release', 'idem_lookup',
 		  'idem_forget', 'idem_expire', 'idem_backoff', 'idem_own_claims',
-		  'idem_fail', 'idem_renew', 'idem_guard', 'idem_resolve', 'idem_leases'],
+		  'idem_fail', 'idem_renew', 'idem_guard', 'idem_resolve', 'idem_leases',
+		  'idem_claim_many', 'idem_finish_many', 'idem_once', 'idem_http',
+		  'idem_derive', 'idem_step', 'idem_step_finish', 'idem_steps'],
 	'functions');
 SELECT set_eq(
 	$$SELECT c.relname::text, c.relkind::text FROM members AS m
 	    JOIN pg_class AS c ON m.classid = 'pg_class'::regclass AND c.oid = m.objid$$,
-	$$VALUES ('idem_key', 'r'), ('idem_secret', 'r'), ('idem_in_flight', 'v')$$,
+	$$VALUES ('idem_key', 'r'), ('idem_step', 'r'), ('idem_secret', 'r'),
+			 ('idem_in_flight', 'v')$$,
 	'tables and views');
 SELECT set_eq(
 	$$SELECT pg_describe_object(classid, objid, 0) FROM members
 	   WHERE classid NOT IN ('pg_proc'::regclass, 'pg_class'::regclass)$$,
-	ARRAY['type idem_claim_answer'],
-	'a type, and nothing else');
+	ARRAY['type idem_claim_answer', 'type idem_claim_many_answer',
+		  'type idem_finish_many_answer', 'type idem_once_answer',
+		  'type idem_step_answer'],
+	'types of answers, and nothing else');
 SELECT is_empty(
 	$$SELECT pg_describe_object(m.classid, m.objid, 0) FROM members AS m
 	    LEFT JOIN pg_proc AS p ON m.classid = 'pg_proc'::regclass AND p.oid = m.objid
@@ -93,6 +98,28 @@ INSERT INTO signature VALUES
 ('idem_backoff',
  'attempt integer, base interval, cap interval, jitter text DEFAULT ''full''::text',
  'interval'),
+('idem_claim_many',
+ 'keys text[], ttl interval DEFAULT NULL::interval, requests jsonb[] DEFAULT NULL::jsonb[], scope text DEFAULT ''''::text, wait interval DEFAULT NULL::interval, lease interval DEFAULT NULL::interval, takeover text DEFAULT ''rerun''::text, holder text DEFAULT NULL::text',
+ 'SETOF idem_claim_many_answer'),
+('idem_finish_many',
+ 'keys text[], responses jsonb[] DEFAULT NULL::jsonb[], scope text DEFAULT ''''::text, tokens bigint[] DEFAULT NULL::bigint[]',
+ 'SETOF idem_finish_many_answer'),
+('idem_once',
+ 'key text, command text, params text[] DEFAULT ''{}''::text[], ttl interval DEFAULT NULL::interval, request jsonb DEFAULT NULL::jsonb, scope text DEFAULT ''''::text, wait interval DEFAULT NULL::interval',
+ 'idem_once_answer'),
+('idem_http',
+ 'command text, params text[] DEFAULT ''{}''::text[], ttl interval DEFAULT NULL::interval, request jsonb DEFAULT NULL::jsonb, scope text DEFAULT NULL::text, wait interval DEFAULT NULL::interval',
+ 'jsonb'),
+('idem_derive', 'key text, step text, scope text DEFAULT ''''::text, namespace uuid DEFAULT NULL::uuid', 'uuid'),
+('idem_step',
+ 'key text, step text, request jsonb DEFAULT NULL::jsonb, scope text DEFAULT ''''::text, token bigint DEFAULT NULL::bigint',
+ 'idem_step_answer'),
+('idem_step_finish',
+ 'key text, step text, result jsonb DEFAULT NULL::jsonb, scope text DEFAULT ''''::text, token bigint DEFAULT NULL::bigint, request jsonb DEFAULT NULL::jsonb',
+ 'jsonb'),
+('idem_steps',
+ 'key text, scope text DEFAULT ''''::text, OUT step text, OUT result jsonb, OUT attempt integer, OUT finished_at timestamp with time zone',
+ 'SETOF record'),
 ('idem_own_claims',
  'OUT owner regrole, OUT scope text, OUT key text, OUT state text, OUT since timestamp with time zone',
  'SETOF record');
@@ -113,13 +140,18 @@ SELECT results_eq(
 	$$SELECT proname::text COLLATE "default", provolatile::text, proparallel::text FROM pg_proc
 	   WHERE pronamespace = 'idem'::regnamespace ORDER BY proname COLLATE "C"$$,
 	$$VALUES ('idem_backoff', 'v', 'r'),
-			 ('idem_claim', 'v', 'u'), ('idem_expire', 'v', 'u'),
+			 ('idem_claim', 'v', 'u'), ('idem_claim_many', 'v', 'u'),
+			 ('idem_derive', 'i', 's'), ('idem_expire', 'v', 'u'),
 			 ('idem_fail', 'v', 'u'),
-			 ('idem_finish', 'v', 'u'), ('idem_forget', 'v', 'u'),
-			 ('idem_guard', 'v', 'u'), ('idem_leases', 's', 'r'),
-			 ('idem_lookup', 's', 'r'), ('idem_own_claims', 'v', 'r'),
+			 ('idem_finish', 'v', 'u'), ('idem_finish_many', 'v', 'u'),
+			 ('idem_forget', 'v', 'u'),
+			 ('idem_guard', 'v', 'u'), ('idem_http', 'v', 'u'),
+			 ('idem_leases', 's', 'r'),
+			 ('idem_lookup', 's', 'r'), ('idem_once', 'v', 'u'),
+			 ('idem_own_claims', 'v', 'r'),
 			 ('idem_release', 'v', 'u'), ('idem_renew', 'v', 'u'),
-			 ('idem_resolve', 'v', 'u')$$,
+			 ('idem_resolve', 'v', 'u'), ('idem_step', 'v', 'u'),
+			 ('idem_step_finish', 'v', 'u'), ('idem_steps', 's', 'r')$$,
 	'volatility and parallel safety');
 SELECT is_empty(
 	$$SELECT proname FROM pg_proc AS p JOIN pg_language AS l ON l.oid = p.prolang
@@ -143,11 +175,27 @@ PREPARE finish_untyped AS SELECT idem_finish($1, $2, $3);
 PREPARE others_untyped AS
  SELECT idem_release($1, $2), idem_forget($3, $4), idem_expire($5)
    FROM idem_lookup($6, $7);
+PREPARE claim_many_untyped AS
+ SELECT * FROM idem_claim_many($1, $2, $3, $4, $5, $6, $7, $8);
+PREPARE finish_many_untyped AS SELECT * FROM idem_finish_many($1, $2, $3, $4);
+PREPARE once_untyped AS SELECT * FROM idem_once($1, $2, $3, $4, $5, $6, $7);
+PREPARE http_untyped AS SELECT idem_http($1, $2, $3, $4, $5, $6);
+PREPARE derive_untyped AS SELECT idem_derive($1, $2, $3, $4);
+PREPARE step_untyped AS
+ SELECT idem_step($1, $2, $3, $4, $5),
+		idem_step_finish($6, $7, $8, $9, $10, $11)
+   FROM idem_steps($12, $13);
 SELECT results_eq(
 	$$SELECT name COLLATE "default", parameter_types::text FROM pg_prepared_statements ORDER BY name$$,
-	$$VALUES ('claim_untyped', '{text,interval,jsonb,text,interval}'),
+	$$VALUES ('claim_many_untyped', '{text[],interval,jsonb[],text,interval,interval,text,text}'),
+			 ('claim_untyped', '{text,interval,jsonb,text,interval}'),
+			 ('derive_untyped', '{text,text,text,uuid}'),
+			 ('finish_many_untyped', '{text[],jsonb[],text,bigint[]}'),
 			 ('finish_untyped', '{text,jsonb,text}'),
-			 ('others_untyped', '{text,text,text,text,integer,text,text}')$$,
+			 ('http_untyped', '{text,text[],interval,jsonb,text,interval}'),
+			 ('once_untyped', '{text,text,text[],interval,jsonb,text,interval}'),
+			 ('others_untyped', '{text,text,text,text,integer,text,text}'),
+			 ('step_untyped', '{text,text,jsonb,text,bigint,text,text,jsonb,text,bigint,jsonb,text,text}')$$,
 	'parameters need no types');
 SELECT results_eq(
 	$$SELECT outcome, response FROM idem_claim(wait => '0', scope => 's',
@@ -166,6 +214,44 @@ SELECT lives_ok(
 	$$SELECT idem_release(scope => 's', key => 'again')
 	    FROM idem_claim(scope => 's', key => 'again')$$,
 	'idem_release by names');
+SELECT results_eq(
+	$$SELECT key, outcome, response, token IS NULL, attempt
+	    FROM idem_claim_many(holder => NULL, takeover => 'hold', lease => NULL,
+			wait => '0', scope => 's', requests => '{1,2}', ttl => '1 hour',
+			keys => '{m1,m2}')$$,
+	$$VALUES ('m1', 'claimed', NULL::jsonb, true, 1),
+			 ('m2', 'claimed', NULL, true, 1)$$,
+	'idem_claim_many by names');
+SELECT results_eq(
+	$$SELECT key, response FROM idem_finish_many(tokens => NULL, scope => 's',
+		responses => '{3,4}', keys => '{m1,m2}')$$,
+	$$VALUES ('m1', '3'::jsonb), ('m2', '4')$$,
+	'idem_finish_many by names');
+SELECT results_eq(
+	$$SELECT outcome, response, retry_after FROM idem_once(wait => '0',
+		scope => 's', request => '{}', ttl => '1 hour', params => '{7}',
+		command => 'SELECT $1::int + 1', key => 'once')$$,
+	$$VALUES ('claimed', '8'::jsonb, NULL::interval)$$,
+	'idem_once by names');
+SELECT set_config('request.headers', '{"idempotency-key": "named"}', true) \g /dev/null
+SELECT is(idem_http(wait => '0', scope => 'http', request => '{}', ttl => '1 hour',
+		params => '{7}', command => 'SELECT $1::int + 2'), '9',
+	'idem_http by names');
+SELECT is(idem_derive(namespace => NULL, scope => 's', step => 'pay', key => 'named'),
+	idem_derive('named', 'pay', 's', NULL), 'idem_derive by names');
+SELECT lives_ok($$SELECT * FROM idem_claim('flow', scope => 's')$$, 'a flow');
+SELECT results_eq(
+	$$SELECT done, result FROM idem_step(token => NULL, scope => 's',
+		request => '1', step => 'pay', key => 'flow')$$,
+	$$VALUES (false, NULL::jsonb)$$,
+	'idem_step by names');
+SELECT is(idem_step_finish(request => '1', token => NULL, scope => 's',
+		result => '"paid"', step => 'pay', key => 'flow'), '"paid"',
+	'idem_step_finish by names');
+SELECT results_eq(
+	$$SELECT step, result, attempt FROM idem_steps(scope => 's', key => 'flow')$$,
+	$$VALUES ('pay', '"paid"'::jsonb, 1)$$,
+	'idem_steps by names');
 
 -- Tables and view.
 
@@ -184,6 +270,7 @@ SELECT results_eq(
 			 ('state', '"char"', true),
 			 ('attempt', 'integer', false),
 			 ('token', 'bigint', false),
+			 ('generation', 'bigint', false),
 			 ('lease_until', 'timestamp with time zone', false),
 			 ('retry_at', 'timestamp with time zone', false),
 			 ('ttl', 'interval', false),
@@ -197,10 +284,36 @@ SELECT results_eq(
 	$$VALUES ('outcome', 'text'), ('response', 'jsonb'), ('token', 'bigint'),
 			 ('attempt', 'integer'), ('retry_after', 'interval')$$,
 	'columns of what idem_claim answers');
+SELECT results_eq(
+	$$SELECT attname::text COLLATE "default", format_type(atttypid, atttypmod), attnotnull
+	    FROM pg_attribute WHERE attrelid = 'idem.idem_step'::regclass
+	     AND attnum > 0 ORDER BY attnum$$,
+	$$VALUES ('generation', 'bigint', true),
+			 ('finished_at', 'timestamp with time zone', true),
+			 ('attempt', 'integer', true),
+			 ('step', 'text', true),
+			 ('fingerprint', 'bytea', false),
+			 ('result', 'jsonb', false)$$,
+	'columns of idem_step');
+SELECT results_eq(
+	format('SELECT attname::text COLLATE "default", format_type(atttypid, atttypmod)
+			  FROM pg_attribute WHERE attrelid = %L::regclass
+			   AND attnum > 0 ORDER BY attnum', 'idem.' || name),
+	format('SELECT * FROM unnest(%L::text[], %L::text[])', columns, types),
+	'columns of ' || name)
+  FROM (VALUES
+	('idem_claim_many_answer', '{key,outcome,response,token,attempt,retry_after}',
+	 '{text,text,jsonb,bigint,integer,interval}'),
+	('idem_finish_many_answer', '{key,response}', '{text,jsonb}'),
+	('idem_once_answer', '{outcome,response,retry_after}', '{text,jsonb,interval}'),
+	('idem_step_answer', '{done,result}', '{boolean,jsonb}')) AS t(name, columns, types);
 SELECT col_is_pk('idem', 'idem_key', ARRAY['key', 'scope', 'owner'],
 	'the primary key is (key, scope, owner)');
+SELECT col_is_pk('idem', 'idem_step', ARRAY['generation', 'step'],
+	'that of idem_step is (generation, step)');
 SELECT is_empty(
-	$$SELECT attname FROM pg_attribute WHERE attrelid = 'idem.idem_key'::regclass
+	$$SELECT attrelid::regclass, attname FROM pg_attribute
+	   WHERE attrelid IN ('idem.idem_key'::regclass, 'idem.idem_step'::regclass)
 	     AND atttypid = 'text'::regtype
 	     AND attcollation <> 'pg_catalog."C"'::regcollation$$,
 	'texts are compared byte by byte');
@@ -228,11 +341,12 @@ SELECT ok('security_barrier=true' = ANY (reloptions)
 -- What pg_dump takes along: what has been done, but not the secret.
 
 SELECT results_eq(
-	$$SELECT e.config::regclass::text, e.condition COLLATE "default" FROM pg_extension,
+	$$SELECT e.config::regclass::text COLLATE "default", e.condition COLLATE "default" FROM pg_extension,
 		LATERAL unnest(extconfig, extcondition) AS e(config, condition)
-	   WHERE extname = 'idempotency'$$,
-	$$VALUES ('idem_key', 'WHERE EXISTS (SELECT FROM pg_catalog.pg_roles AS r WHERE r.oid OPERATOR(pg_catalog.=) owner)')$$,
-	'of idem_key the rows of living roles are dumped, and nothing else');
+	   WHERE extname = 'idempotency' ORDER BY 1$$,
+	$$VALUES ('idem_key', 'WHERE EXISTS (SELECT FROM pg_catalog.pg_roles AS r WHERE r.oid OPERATOR(pg_catalog.=) owner)'),
+			 ('idem_step', 'WHERE generation OPERATOR(pg_catalog.=) ANY (SELECT k.generation FROM idem.idem_key AS k JOIN pg_catalog.pg_roles AS r ON r.oid OPERATOR(pg_catalog.=) k.owner)')$$,
+	'the keys of living roles are dumped, with their steps, and nothing else');
 
 -- Everything is explained where it is.
 

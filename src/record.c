@@ -271,7 +271,7 @@ record_next(RecordScan *scan)
 	if (index_getnext_slot(scan->scan, ForwardScanDirection, scan->slot))
 		tuple = ExecFetchSlotHeapTuple(scan->slot, materialize, &should_free);
 	else
-		index_rescan(scan->scan, NULL, 0, NULL, 0);
+		index_rescan(scan->scan, NULL, lengthof(scan->keys), NULL, 0);
 	MemoryContextSwitchTo(saved);
 	return tuple;
 }

@@ -89,6 +89,8 @@ SELECT outcome, response FROM idem_once('nest', 'SELECT nest($1)', ARRAY['100'])
 SELECT count(*), bool_and(response IS NOT NULL) FROM generate_series(1, 100) AS n, idem_lookup('nest-' || n);
 
 -- a plan is kept, but not beyond what it stands for
+CREATE SCHEMA other;
+CREATE TABLE other.t (a bool);
 CREATE TABLE t (a int);
 SELECT response FROM idem_once('p1', 'INSERT INTO t VALUES ($1) RETURNING a', ARRAY['1']);
 ALTER TABLE t ALTER a TYPE text;
@@ -99,8 +101,6 @@ DROP TABLE t;
 SELECT response FROM idem_once('p4', 'SELECT * FROM t WHERE a = $1', ARRAY['one']);
 CREATE TABLE t (a date);
 SELECT response FROM idem_once('p5', 'INSERT INTO t VALUES ($1) RETURNING a', ARRAY['2020-02-29']);
-CREATE SCHEMA other;
-CREATE TABLE other.t (a bool);
 SET search_path = other, public;
 SELECT response FROM idem_once('p6', 'INSERT INTO t VALUES ($1) RETURNING a', ARRAY['yes']);
 RESET search_path;

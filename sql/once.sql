@@ -18,6 +18,7 @@ SELECT * FROM idem_once('null', 'SELECT NULL');
 SELECT * FROM idem_once('null in a row', 'SELECT NULL AS a, 1 AS b');
 SELECT * FROM idem_once('no column', 'SELECT FROM payment');
 SELECT * FROM idem_once('no result', 'UPDATE payment SET memo = upper(memo)');
+SELECT * FROM idem_once('void', 'SELECT pg_advisory_xact_lock(1)');
 SELECT * FROM idem_once('no result, either', 'CREATE TABLE made_once ()');
 SELECT * FROM idem_once('jsonb', $$SELECT '{"a": [1, null]}'::jsonb$$);
 SELECT * FROM idem_once('json null', $$SELECT 'null'::jsonb$$);
@@ -75,7 +76,10 @@ SELECT * FROM idem_once('x', 'SELECT 1', ARRAY[ARRAY['1']]);
 SELECT * FROM idem_once('m', $$SELECT outcome FROM idem_claim('m')$$);
 SELECT * FROM idem_once('n', $$SELECT idem_finish('n', '1')$$);
 SELECT * FROM idem_once('n', $$SELECT idem_release('n')$$);
+SELECT * FROM idem_once('n', $$SELECT idem_release('n'), outcome FROM idem_claim('n', lease => '1 hour')$$);
+SELECT * FROM idem_once('n', $$SELECT idem_release('n'), idem_claim('n', lease => '1 hour')$$);
 SELECT * FROM idem_once('n', 'DROP EXTENSION idempotency');
+SELECT * FROM idem_once('n', 'DO $$BEGIN DROP EXTENSION idempotency; CREATE EXTENSION idempotency; END$$');
 SELECT count(*) FROM idem_lookup('n');
 -- commands may nest, also beyond the plans that are kept
 CREATE FUNCTION nest(n int) RETURNS int LANGUAGE plpgsql AS $$
@@ -87,6 +91,17 @@ BEGIN
 END $$;
 SELECT outcome, response FROM idem_once('nest', 'SELECT nest($1)', ARRAY['100']);
 SELECT count(*), bool_and(response IS NOT NULL) FROM generate_series(1, 100) AS n, idem_lookup('nest-' || n);
+
+-- also from the check of a parameter's domain
+CREATE FUNCTION checked(v text) RETURNS bool LANGUAGE plpgsql AS $$
+BEGIN
+	PERFORM idem_once(format('check-%s-%s', v, n), format('SELECT $1::text || %s', n), ARRAY[v])
+	FROM generate_series(1, 100) AS n;
+	RETURN true;
+END $$;
+CREATE DOMAIN checked_text AS text CHECK (checked(value));
+SELECT outcome, response FROM idem_once('checked', 'SELECT $1::checked_text', ARRAY['x']);
+SELECT outcome, response FROM idem_once('checked again', 'SELECT $1::checked_text', ARRAY['y']);
 
 -- a plan is kept, but not beyond what it stands for
 CREATE SCHEMA other;
@@ -109,6 +124,20 @@ SELECT response FROM idem_once('p7', 'INSERT INTO t VALUES ($1) RETURNING a', AR
 DROP TABLE pg_temp.t;
 SELECT response FROM idem_once('p8', 'INSERT INTO t VALUES ($1) RETURNING a', ARRAY['2021-01-01']);
 
+CREATE TYPE mood AS ENUM ('fine');
+SELECT response FROM idem_once('p9', 'SELECT $1::mood', ARRAY['fine']);
+DROP TYPE mood;
+CREATE TYPE mood AS ENUM ('better');
+SELECT response FROM idem_once('p10', 'SELECT $1::mood', ARRAY['better']);
+SET timezone = 'UTC';
+SELECT response FROM idem_once('p11', $$SELECT timestamptz '2020-01-01 00:00' AT TIME ZONE 'UTC'$$);
+SET timezone = '+05';
+SELECT response FROM idem_once('p12', $$SELECT timestamptz '2020-01-01 00:00' AT TIME ZONE 'UTC'$$);
+RESET timezone;
+-- nor for ever if it is long
+SELECT length(response::text) FROM idem_once('p13', format('SELECT %L', repeat('x', 100000)));
+SELECT length(response::text) FROM idem_once('p14', format('SELECT %L', repeat('x', 100000)));
+
 -- with the rights of the caller
 CREATE ROLE regress_idem_clerk;
 SET ROLE regress_idem_clerk;
@@ -128,6 +157,8 @@ SELECT count(*) FROM idem_lookup('d');
 
 DROP SCHEMA other CASCADE;
 DROP TABLE payment, made_once, t, child;
-DROP FUNCTION nest;
+DROP DOMAIN checked_text;
+DROP FUNCTION nest, checked;
+DROP TYPE mood;
 DROP ROLE regress_idem_clerk;
 DROP EXTENSION idempotency;

@@ -14,7 +14,9 @@
 #include "access/xact.h"
 #include "common/int.h"
 #include "miscadmin.h"
+#include "utils/array.h"
 #include "utils/builtins.h"
+#include "utils/lsyscache.h"
 
 #include "args.h"
 #include "compat.h"
@@ -96,33 +98,48 @@ args_wait(IdemWait *wait, FunctionCallInfo fcinfo, int arg)
 	wait->mode = wait->deadline == now ? IDEM_WAIT_NONE : IDEM_WAIT_UNTIL;
 }
 
-/* When a lease that begins now ends. */
-TimestampTz
-args_lease_end(FunctionCallInfo fcinfo, int arg)
+/* How long a lease is to be; it begins when it is taken, which may be later. */
+void
+args_lease(Interval *lease, FunctionCallInfo fcinfo, int arg)
 {
-	const Interval *given;
 	TimestampTz now;
-	TimestampTz end;
 
 	if (PG_ARGISNULL(arg))
 		ereport(ERROR,
 				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
 				 errmsg("lease must not be null"),
 				 errhint("Use an interval such as '30 seconds'.")));
-	given = PG_GETARG_INTERVAL_P(arg);
-	if (INTERVAL_NOT_FINITE(given))
+	*lease = *PG_GETARG_INTERVAL_P(arg);
+	if (INTERVAL_NOT_FINITE(lease))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("lease must be finite"),
 				 errhint("Take a short lease, and extend it with idem_renew.")));
 	now = GetCurrentTimestamp();
-	end = args_add(now, given);
-	if (end < now + ARGS_MIN_SPAN_USEC)
+	if (args_add(now, lease) < now + ARGS_MIN_SPAN_USEC)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("lease must be at least 1 millisecond"),
 				 errhint("Use an interval such as '30 seconds'.")));
-	return end;
+}
+
+/* An array of one dimension, or an empty one. */
+void
+args_array(ArgsArray *array, Datum value, const char *name, Oid type)
+{
+	ArrayType  *given = DatumGetArrayTypeP(value);
+	int16		len;
+	bool		byval;
+	char		align;
+
+	if (ARR_NDIM(given) > 1)
+		ereport(ERROR,
+				(errcode(ERRCODE_ARRAY_SUBSCRIPT_ERROR),
+				 errmsg("%s must be an array of one dimension", name),
+				 errhint("Use array_agg(), or a literal such as '{a,b}'.")));
+	get_typlenbyvalalign(type, &len, &byval, &align);
+	deconstruct_array(given, type, len, byval, align,
+					  &array->values, &array->isnull, &array->n);
 }
 
 /* A token, or 0 for NULL.  No lease has a token below 1. */
@@ -134,9 +151,9 @@ args_token(bool isnull, Datum value)
 	return DatumGetInt64(value) == 0 ? -1 : DatumGetInt64(value);
 }
 
-/* A jsonb value to be stored: response, error, result; NULL for SQL NULL. */
+/* A jsonb value to be stored under a key; NULL for SQL NULL. */
 Jsonb *
-args_response(const IdemKey *key, bool isnull, Datum value)
+args_response(const IdemKey *key, const char *what, bool isnull, Datum value)
 {
 	Size		limit = (Size) args_max_response_size * 1024;
 	Size		size;
@@ -149,7 +166,7 @@ args_response(const IdemKey *key, bool isnull, Datum value)
 	if (size > limit)
 		ereport(ERROR,
 				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
-				 errmsg("response of key \"%s\" is too large", key_name(key)),
+				 errmsg("%s of key \"%s\" is too large", what, key_name(key)),
 				 errdetail("It has %zu bytes, the limit is %zu.", size, limit),
 				 errhint("Store the data elsewhere and a reference to it here, or raise \"idempotency.max_response_size\".")));
 	return DatumGetJsonbP(value);

@@ -31,14 +31,25 @@ extern int	args_failed_ttl;	/* seconds */
 extern int	args_abandoned_ttl; /* seconds */
 extern int	args_max_response_size; /* kilobytes */
 
+/* An array; n is 0 if there is none. */
+typedef struct ArgsArray
+{
+	Datum	   *values;
+	bool	   *isnull;
+	int			n;
+} ArgsArray;
+
 extern void args_may_write(const char *function);
 extern void args_key(IdemKey *key, FunctionCallInfo fcinfo,
 					 int key_arg, int scope_arg);
 extern bool args_ttl(Interval *ttl, FunctionCallInfo fcinfo, int arg);
 extern void args_wait(IdemWait *wait, FunctionCallInfo fcinfo, int arg);
-extern TimestampTz args_lease_end(FunctionCallInfo fcinfo, int arg);
+extern void args_lease(Interval *lease, FunctionCallInfo fcinfo, int arg);
+extern void args_array(ArgsArray *array, Datum value, const char *name,
+					   Oid type);
 extern int64 args_token(bool isnull, Datum value);
-extern Jsonb *args_response(const IdemKey *key, bool isnull, Datum value);
+extern Jsonb *args_response(const IdemKey *key, const char *what,
+							bool isnull, Datum value);
 extern TimestampTz args_expiry(TimestampTz from, const Interval *ttl,
 							   IdemRetention retention);
 extern TimestampTz args_later(TimestampTz from, int64 usecs);

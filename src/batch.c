@@ -22,10 +22,8 @@
 #include "fmgr.h"
 #include "funcapi.h"
 #include "miscadmin.h"
-#include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/jsonb.h"
-#include "utils/lsyscache.h"
 
 #include "answer.h"
 #include "args.h"
@@ -45,14 +43,6 @@
 PG_FUNCTION_INFO_V1(idem_claim_many);
 PG_FUNCTION_INFO_V1(idem_finish_many);
 
-/* An array argument with an element for each key; n is 0 if it is NULL. */
-typedef struct BatchArray
-{
-	Datum	   *values;
-	bool	   *isnull;
-	int			n;
-} BatchArray;
-
 /* One key of the batch, and where it was given. */
 typedef struct BatchKey
 {
@@ -60,12 +50,13 @@ typedef struct BatchKey
 	int			position;
 } BatchKey;
 
+static void batch_finish_claims(MemoryContext context,
+								PendingClaim *const *claims,
+								Jsonb *const *responses, int n);
 static BatchKey *batch_keys(FunctionCallInfo fcinfo, int keys_arg,
-							int scope_arg, BatchArray *given);
-static void batch_array(BatchArray *array, FunctionCallInfo fcinfo, int arg,
-						const char *name, Oid type);
-static void batch_array_of_keys(BatchArray *array, FunctionCallInfo fcinfo,
-								int arg, const char *name, Oid type, int nkeys);
+							int scope_arg, ArgsArray *given);
+static void batch_array(ArgsArray *array, FunctionCallInfo fcinfo, int arg,
+						const char *name, Oid type, int nkeys);
 static int	batch_compare(const void *a, const void *b);
 
 /*
@@ -78,7 +69,7 @@ static int	batch_compare(const void *a, const void *b);
  *
  *	keys		none may be null; one that is given again is in_progress
  *	requests	one for each key, or NULL
- *	wait		for all of them together
+ *	wait		for transactions, and for all keys together; leases are not waited for
  *	the rest	as for idem_claim
  *
  * Locks and raises as idem_claim, and 2202E for arrays of different lengths or
@@ -92,8 +83,8 @@ idem_claim_many(PG_FUNCTION_ARGS)
 	ReturnSetInfo *rsinfo;
 	ClaimRequest request;
 	ClaimAnswer *answers;
-	BatchArray	given;
-	BatchArray	requests;
+	ArgsArray	given;
+	ArgsArray	requests;
 	BatchKey   *keys;
 	ClaimSeries series;
 	MemoryContext caller = CurrentMemoryContext;
@@ -104,7 +95,7 @@ idem_claim_many(PG_FUNCTION_ARGS)
 	record_open(true);
 	rsinfo = answer_rows(fcinfo, columns, lengthof(columns));
 	keys = batch_keys(fcinfo, 0, 3, &given);
-	batch_array_of_keys(&requests, fcinfo, 2, "requests", JSONBOID, given.n);
+	batch_array(&requests, fcinfo, 2, "requests", JSONBOID, given.n);
 	claim_terms(&request.terms, fcinfo, 1, 4, 5);
 
 	answers = MemoryContextAllocHuge(caller, given.n * sizeof(ClaimAnswer));
@@ -168,24 +159,27 @@ idem_finish_many(PG_FUNCTION_ARGS)
 {
 	static const Oid columns[] = {TEXTOID, JSONBOID};
 	ReturnSetInfo *rsinfo;
-	BatchArray	given;
-	BatchArray	responses;
-	BatchArray	tokens;
+	ArgsArray	given;
+	ArgsArray	responses;
+	ArgsArray	tokens;
 	BatchKey   *keys;
 	PendingClaim *claims[BATCH_CHUNK];
 	Jsonb	   *chunk[BATCH_CHUNK];
 	Jsonb	  **stored;
 	int			nclaims = 0;
+	MemoryContext caller = CurrentMemoryContext;
+	MemoryContext context;
 
 	args_may_write("idem_finish_many()");
 	record_open(true);
 	rsinfo = answer_rows(fcinfo, columns, lengthof(columns));
 	keys = batch_keys(fcinfo, 0, 2, &given);
-	batch_array_of_keys(&responses, fcinfo, 1, "responses", JSONBOID, given.n);
-	batch_array_of_keys(&tokens, fcinfo, 3, "tokens", INT8OID, given.n);
+	batch_array(&responses, fcinfo, 1, "responses", JSONBOID, given.n);
+	batch_array(&tokens, fcinfo, 3, "tokens", INT8OID, given.n);
 
-	stored = MemoryContextAllocHuge(CurrentMemoryContext,
-									given.n * sizeof(Jsonb *));
+	stored = MemoryContextAllocHuge(caller, given.n * sizeof(Jsonb *));
+	context = AllocSetContextCreate(caller, "idempotency keys of a batch",
+									ALLOCSET_DEFAULT_SIZES);
 	for (int i = 0; i < given.n; i++)
 	{
 		const IdemKey *key = &keys[i].key;
@@ -199,11 +193,19 @@ idem_finish_many(PG_FUNCTION_ARGS)
 			args_token(tokens.isnull[position], tokens.values[position]);
 		claim = lease_whose_claim(key, &token);
 		stored[position] = responses.n == 0 ? NULL :
-			args_response(key, responses.isnull[position],
+			args_response(key, "response", responses.isnull[position],
 						  responses.values[position]);
 		if (claim == NULL)
 		{
-			stored[position] = finish_lease(key, token, stored[position]);
+			Jsonb	   *response;
+
+			MemoryContextSwitchTo(context);
+			response = finish_lease(key, token, stored[position]);
+			MemoryContextSwitchTo(caller);
+			if (response != NULL && response != stored[position])
+				response = DatumGetJsonbPCopy(JsonbPGetDatum(response));
+			stored[position] = response;
+			MemoryContextReset(context);
 			continue;
 		}
 
@@ -214,12 +216,13 @@ idem_finish_many(PG_FUNCTION_ARGS)
 		chunk[nclaims++] = stored[position];
 		if (nclaims == BATCH_CHUNK)
 		{
-			finish_claims(claims, chunk, nclaims);
+			batch_finish_claims(context, claims, chunk, nclaims);
 			nclaims = 0;
 		}
 	}
 	if (nclaims > 0)
-		finish_claims(claims, chunk, nclaims);
+		batch_finish_claims(context, claims, chunk, nclaims);
+	MemoryContextDelete(context);
 
 	for (int i = 0; i < given.n; i++)
 	{
@@ -235,10 +238,21 @@ idem_finish_many(PG_FUNCTION_ARGS)
 	return (Datum) 0;
 }
 
+static void
+batch_finish_claims(MemoryContext context, PendingClaim *const *claims,
+					Jsonb *const *responses, int n)
+{
+	MemoryContext saved = MemoryContextSwitchTo(context);
+
+	finish_claims(claims, responses, n);
+	MemoryContextSwitchTo(saved);
+	MemoryContextReset(context);
+}
+
 /* The keys of the batch, in the order in which they are to be worked on. */
 static BatchKey *
 batch_keys(FunctionCallInfo fcinfo, int keys_arg, int scope_arg,
-		   BatchArray *given)
+		   ArgsArray *given)
 {
 	const text *scope = PG_ARGISNULL(scope_arg) ? NULL :
 		PG_GETARG_TEXT_PP(scope_arg);
@@ -249,7 +263,7 @@ batch_keys(FunctionCallInfo fcinfo, int keys_arg, int scope_arg,
 				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
 				 errmsg("keys must not be null"),
 				 errhint("Use an empty array for no keys.")));
-	batch_array(given, fcinfo, keys_arg, "keys", TEXTOID);
+	args_array(given, PG_GETARG_DATUM(keys_arg), "keys", TEXTOID);
 
 	keys = MemoryContextAllocHuge(CurrentMemoryContext,
 								  given->n * sizeof(BatchKey));
@@ -263,35 +277,15 @@ batch_keys(FunctionCallInfo fcinfo, int keys_arg, int scope_arg,
 	return keys;
 }
 
-/* An array argument of one dimension. */
-static void
-batch_array(BatchArray *array, FunctionCallInfo fcinfo, int arg,
-			const char *name, Oid type)
-{
-	ArrayType  *value = PG_GETARG_ARRAYTYPE_P(arg);
-	int16		len;
-	bool		byval;
-	char		align;
-
-	if (ARR_NDIM(value) > 1)
-		ereport(ERROR,
-				(errcode(ERRCODE_ARRAY_SUBSCRIPT_ERROR),
-				 errmsg("%s must be an array of one dimension", name),
-				 errhint("Use array_agg(), or a literal such as '{a,b}'.")));
-	get_typlenbyvalalign(type, &len, &byval, &align);
-	deconstruct_array(value, type, len, byval, align,
-					  &array->values, &array->isnull, &array->n);
-}
-
 /* One that has an element for each key, or is NULL. */
 static void
-batch_array_of_keys(BatchArray *array, FunctionCallInfo fcinfo, int arg,
-					const char *name, Oid type, int nkeys)
+batch_array(ArgsArray *array, FunctionCallInfo fcinfo, int arg,
+			const char *name, Oid type, int nkeys)
 {
 	array->n = 0;
 	if (PG_ARGISNULL(arg))
 		return;
-	batch_array(array, fcinfo, arg, name, type);
+	args_array(array, PG_GETARG_DATUM(arg), name, type);
 	if (array->n != nkeys)
 		ereport(ERROR,
 				(errcode(ERRCODE_ARRAY_SUBSCRIPT_ERROR),

@@ -164,7 +164,7 @@ claim_terms(ClaimTerms *terms, FunctionCallInfo fcinfo, int ttl_arg,
 
 	terms->leased = !PG_ARGISNULL(lease_arg);
 	if (terms->leased)
-		terms->lease_until = args_lease_end(fcinfo, lease_arg);
+		args_lease(&terms->lease, fcinfo, lease_arg);
 	terms->takeover =
 		claim_takeover_argument(PG_ARGISNULL(takeover_arg) ? NULL :
 								text_to_cstring(PG_GETARG_TEXT_PP(takeover_arg)));
@@ -235,6 +235,7 @@ claim_decide_next(const ClaimRequest *request, ClaimSeries *series,
 
 		CHECK_FOR_INTERRUPTS();
 
+		answer->retry_at = 0;
 		locked = locked || lock_key_try(key->hash);
 		record_look(series->scan, key, &look);
 		if (look.changed)
@@ -252,8 +253,13 @@ claim_decide_next(const ClaimRequest *request, ClaimSeries *series,
 				lock_key_give_back(key->hash);
 			locked = false;
 
-			/* our own lease, not committed yet: nobody can end it but we */
+			/*
+			 * Do not wait for a lease that this transaction has not committed,
+			 * since nobody else can end it; nor with the locks of other keys
+			 * of a series, since its holder may need them to end it.
+			 */
 			if (verdict == CLAIM_ANSWERED || look.record.ours ||
+				series->scan != NULL ||
 				!lock_pause(&request->terms.wait, answer->retry_at, pauses++))
 				return;
 			continue;
@@ -314,7 +320,6 @@ claim_hear(const ClaimRequest *request, const IdemRecord *record,
 	TimestampTz now = GetCurrentTimestamp();
 
 	answer->outcome = CLAIM_IN_PROGRESS;
-	answer->retry_at = 0;
 	if (!record_is_live(record, now))
 		return CLAIM_OPEN;
 	if (key_fingerprints_differ(&request->fingerprint, &record->fingerprint))
@@ -503,7 +508,7 @@ claim_hold_by_lease(const ClaimRequest *request, const IdemRecord *under,
 	record.claimed_at = work->claimed_at;
 	record.fingerprint = work->fingerprint;
 	record.lease.token = lease_new_token();
-	record.lease.until = request->terms.lease_until;
+	record.lease.until = args_add(work->claimed_at, &request->terms.lease);
 	record.lease.takeover = request->terms.takeover;
 	record.lease.has_ttl = work->has_ttl;
 	record.lease.ttl = work->ttl;

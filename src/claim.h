@@ -27,7 +27,7 @@ typedef struct ClaimTerms
 	Interval	ttl;
 	IdemWait	wait;
 	bool		leased;			/* else transactional */
-	TimestampTz lease_until;
+	Interval	lease;
 	IdemTakeover takeover;
 	char	   *holder;			/* NULL for none */
 } ClaimTerms;

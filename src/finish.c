@@ -93,7 +93,8 @@ idem_finish(PG_FUNCTION_ARGS)
 	args_key(&key, fcinfo, 0, 2);
 	token = args_token(PG_ARGISNULL(3), PG_GETARG_DATUM(3));
 	pending = lease_whose_claim(&key, &token);
-	response = args_response(&key, PG_ARGISNULL(1), PG_GETARG_DATUM(1));
+	response = args_response(&key, "response",
+							 PG_ARGISNULL(1), PG_GETARG_DATUM(1));
 
 	if (pending != NULL)
 		finish_claims(&pending, &response, 1);
@@ -167,7 +168,8 @@ idem_fail(PG_FUNCTION_ARGS)
 				 errhint("Use 0 for no limit.")));
 	token = args_token(PG_ARGISNULL(6), PG_GETARG_DATUM(6));
 	pending = lease_whose_claim(&key, &token);
-	outcome.response = args_response(&key, PG_ARGISNULL(1), PG_GETARG_DATUM(1));
+	outcome.response = args_response(&key, "error",
+									 PG_ARGISNULL(1), PG_GETARG_DATUM(1));
 
 	if (pending != NULL)
 	{
@@ -331,8 +333,6 @@ finish_claims(PendingClaim *const *claims, Jsonb *const *responses, int n)
 		outcomes[i].now = now;
 	}
 	finish_settle_claims(claims, outcomes, n, inserts);
-	pfree(inserts);
-	pfree(outcomes);
 }
 
 /* Finish a lease; returns the response that is stored now, which may be another. */

@@ -24,17 +24,18 @@
  * Bodies of these errors are problem details (RFC 9457).  None of them is an SQL
  * error, so the transaction commits, and what else it did with it.
  *
- * What is stored is {"body", "status", "headers"}: the command may have set the
- * latter two, and a repeat must not differ in them.
+ * What is stored is {"idem_http": 1, "body", "status", "headers"}: the command
+ * may have set the latter two, and a repeat must not differ in them.  The first
+ * member tells it from the response of a key that was finished by other means.
  *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
 
+#include "catalog/pg_type.h"
 #include "fmgr.h"
 #include "lib/stringinfo.h"
 #include "miscadmin.h"
-#include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
 #include "utils/guc.h"
@@ -49,13 +50,16 @@
 #include "once.h"
 #include "record.h"
 
+/* The member that tells what idem_http has stored. */
+#define HTTP_ENVELOPE	"idem_http"
+
 PG_FUNCTION_INFO_V1(idem_http);
 
 static char *http_request_key(void);
 static char *http_unquote(const char *header);
 static char *http_request_scope(void);
 static char *http_digest(const StringInfo value);
-static Jsonb *http_params_as_request(Datum params);
+static Jsonb *http_params_as_request(const ArgsArray *params);
 static Jsonb *http_envelope(Jsonb *body);
 static Jsonb *http_answer(const ClaimAnswer *answer);
 static Jsonb *http_body(Jsonb *stored);
@@ -69,6 +73,7 @@ static void http_set(const char *setting, const char *value);
 static void http_add_header(const char *name, const char *value);
 static JsonbValue *http_member(Jsonb *object, const char *name);
 static JsonbValue http_string(const char *value);
+static JsonbValue http_number(int value);
 static void http_push(JsonbParseState **state, const char *name,
 					  JsonbValue value);
 
@@ -93,6 +98,7 @@ idem_http(PG_FUNCTION_ARGS)
 {
 	ClaimRequest request;
 	ClaimAnswer answer;
+	ArgsArray	params = {NULL, NULL, 0};
 	char	   *name;
 	Jsonb	   *asked;
 	Jsonb	   *body;
@@ -108,14 +114,14 @@ idem_http(PG_FUNCTION_ARGS)
 			 PG_ARGISNULL(4) ? cstring_to_text(http_request_scope()) :
 			 PG_GETARG_TEXT_PP(4));
 
-	asked = PG_ARGISNULL(3) ? NULL : PG_GETARG_JSONB_P(3);
-	if (asked == NULL && !PG_ARGISNULL(1))
-		asked = http_params_as_request(PG_GETARG_DATUM(1));
+	if (!PG_ARGISNULL(1))
+		args_array(&params, PG_GETARG_DATUM(1), "params", TEXTOID);
+	asked = PG_ARGISNULL(3) ? http_params_as_request(&params) :
+		PG_GETARG_JSONB_P(3);
 	key_fingerprint(&request.fingerprint, asked);
 	claim_terms(&request.terms, fcinfo, 2, 5, -1);
 
-	once_run(&request, PG_ARGISNULL(0) ? NULL : PG_GETARG_TEXT_PP(0),
-			 PG_ARGISNULL(1) ? NULL : PG_GETARG_ARRAYTYPE_P(1),
+	once_run(&request, PG_ARGISNULL(0) ? NULL : PG_GETARG_TEXT_PP(0), &params,
 			 http_envelope, &answer);
 	body = http_answer(&answer);
 	if (body == NULL)
@@ -158,8 +164,9 @@ http_request_key(void)
 }
 
 /*
- * The draft wants a string in double quotes (RFC 8941, section 3.3.3); many
- * clients send it bare.  Both mean the same key.  NULL if it is neither.
+ * The draft wants a string in double quotes (RFC 8941, section 3.3.3), which may
+ * have parameters; many clients send it bare.  All mean the same key.  NULL if it
+ * is none of these.
  */
 static char *
 http_unquote(const char *header)
@@ -187,12 +194,14 @@ http_unquote(const char *header)
 	}
 	p++;
 	p += strspn(p, " \t");
-	return *p == '\0' ? key.data : NULL;
+	return *p == '\0' || *p == ';' ? key.data : NULL;
 }
 
 /*
  * Clients of one role share its keys, so what tells them and their operations
- * apart goes into the scope.  Neither method nor path has a blank in it.
+ * apart goes into the scope: the subject as JSON, which shows where it ends and
+ * differs for 42 and "42"; the method, which has no blank in it (RFC 9110); and
+ * the rest is the path.
  */
 static char *
 http_request_scope(void)
@@ -204,9 +213,12 @@ http_request_scope(void)
 	StringInfoData scope;
 
 	initStringInfo(&scope);
-	if (subject != NULL && subject->type == jbvString)
-		appendBinaryStringInfo(&scope, subject->val.string.val,
-							   subject->val.string.len);
+	if (subject != NULL)
+	{
+		Jsonb	   *value = JsonbValueToJsonb(subject);
+
+		(void) JsonbToCString(&scope, &value->root, VARSIZE(value) - VARHDRSZ);
+	}
 	if (method != NULL || path != NULL)
 		appendStringInfo(&scope, " %s %s", method != NULL ? method : "",
 						 path != NULL ? path : "");
@@ -236,22 +248,17 @@ http_digest(const StringInfo value)
 }
 
 static Jsonb *
-http_params_as_request(Datum params)
+http_params_as_request(const ArgsArray *params)
 {
 	JsonbParseState *state = NULL;
-	Datum	   *values;
-	bool	   *isnull;
-	int			n;
 
-	deconstruct_array(DatumGetArrayTypeP(params), TEXTOID, -1, false,
-					  TYPALIGN_INT, &values, &isnull, &n);
 	(void) pushJsonbValue(&state, WJB_BEGIN_ARRAY, NULL);
-	for (int i = 0; i < n; i++)
+	for (int i = 0; i < params->n; i++)
 	{
 		JsonbValue	element = {.type = jbvNull};
 
-		if (!isnull[i])
-			element = http_string(TextDatumGetCString(values[i]));
+		if (!params->isnull[i])
+			element = http_string(TextDatumGetCString(params->values[i]));
 		(void) pushJsonbValue(&state, WJB_ELEM, &element);
 	}
 	return JsonbValueToJsonb(pushJsonbValue(&state, WJB_END_ARRAY, NULL));
@@ -271,6 +278,7 @@ http_envelope(Jsonb *body)
 	JsonbParseState *state = NULL;
 
 	(void) pushJsonbValue(&state, WJB_BEGIN_OBJECT, NULL);
+	http_push(&state, HTTP_ENVELOPE, http_number(1));
 	http_push(&state, "body", answer_jsonb_value(body));
 	if (status != NULL)
 		http_push(&state, "status", http_string(status));
@@ -324,14 +332,15 @@ http_answer(const ClaimAnswer *answer)
 	return answer->response;
 }
 
-/* The body of what is stored; NULL is an empty one. */
+/* The body of what is stored; the whole of it if it is no envelope. */
 static Jsonb *
 http_body(Jsonb *stored)
 {
 	JsonbValue *body = http_member(stored, "body");
 
-	/* finished by other means than idem_http: the response is the body */
-	return body == NULL ? stored : JsonbValueToJsonb(body);
+	if (body == NULL || http_member(stored, HTTP_ENVELOPE) == NULL)
+		return stored;
+	return JsonbValueToJsonb(body);
 }
 
 /* Status and headers as they were when the command had run. */
@@ -341,6 +350,8 @@ http_restore(Jsonb *stored)
 	JsonbValue *status = http_member(stored, "status");
 	JsonbValue *headers = http_member(stored, "headers");
 
+	if (http_member(stored, HTTP_ENVELOPE) == NULL)
+		return;
 	if (status != NULL && status->type == jbvString)
 		http_set("response.status", pnstrdup(status->val.string.val,
 											 status->val.string.len));
@@ -365,16 +376,14 @@ static Jsonb *
 http_problem(int status, const char *title, const char *detail)
 {
 	JsonbParseState *state = NULL;
-	JsonbValue	number = {.type = jbvNumeric};
 
-	number.val.numeric = int64_to_numeric(status);
 	http_set("response.status", psprintf("%d", status));
 	http_add_header("Content-Type", "application/problem+json");
 
 	(void) pushJsonbValue(&state, WJB_BEGIN_OBJECT, NULL);
 	http_push(&state, "title", http_string(title));
 	http_push(&state, "detail", http_string(detail));
-	http_push(&state, "status", number);
+	http_push(&state, "status", http_number(status));
 	return JsonbValueToJsonb(pushJsonbValue(&state, WJB_END_OBJECT, NULL));
 }
 
@@ -474,6 +483,15 @@ http_string(const char *value)
 
 	result.val.string.val = pstrdup(value);
 	result.val.string.len = strlen(value);
+	return result;
+}
+
+static JsonbValue
+http_number(int value)
+{
+	JsonbValue	result = {.type = jbvNumeric};
+
+	result.val.numeric = int64_to_numeric(value);
 	return result;
 }
 

@@ -15,6 +15,7 @@
 #include "args.h"
 #include "compat.h"
 #include "finish.h"
+#include "once.h"
 #include "pending.h"
 #include "realm.h"
 
@@ -106,4 +107,5 @@ _PG_init(void)
 
 	realm_init();
 	pending_init();
+	once_init();
 }

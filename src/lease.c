@@ -303,11 +303,11 @@ lease_token_argument(const IdemKey *key, FunctionCallInfo fcinfo, int arg)
 static void
 lease_extend(IdemRecord *record, void *arg)
 {
-	const TimestampTz *until = (const TimestampTz *) arg;
+	TimestampTz until = args_add(GetCurrentTimestamp(), (const Interval *) arg);
 	int64		kept = record->expires_at - record->lease.until;
 
-	if (*until > record->lease.until)
-		record->lease.until = *until;
+	if (until > record->lease.until)
+		record->lease.until = until;
 	record->expires_at = args_later(record->lease.until, kept);
 }
 
@@ -326,16 +326,16 @@ idem_renew(PG_FUNCTION_ARGS)
 {
 	IdemKey		key;
 	IdemRecord	record;
-	TimestampTz until;
+	Interval	lease;
 	int64		token;
 
 	args_may_write("idem_renew()");
 	record_open(true);
 	args_key(&key, fcinfo, 0, 2);
-	until = args_lease_end(fcinfo, 1);
+	args_lease(&lease, fcinfo, 1);
 	token = lease_token_argument(&key, fcinfo, 3);
 
-	if (!lease_change(&key, token, &record, lease_extend, &until))
+	if (!lease_change(&key, token, &record, lease_extend, &lease))
 		lease_raise_settled(&key, &record);
 	PG_RETURN_TIMESTAMPTZ(record.lease.until);
 }
@@ -403,7 +403,7 @@ idem_resolve(PG_FUNCTION_ARGS)
 				 errmsg("reopen must not be null"),
 				 errhint("Use true to let the work be done again, false to settle the key with a response.")));
 	reopen = PG_GETARG_BOOL(2);
-	response = args_response(&key, PG_ARGISNULL(1), PG_GETARG_DATUM(1));
+	response = args_response(&key, "response", PG_ARGISNULL(1), PG_GETARG_DATUM(1));
 	if (reopen && response != NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),

@@ -20,13 +20,17 @@
 
 #include "access/genam.h"
 #include "access/htup_details.h"
+#include "access/relscan.h"
 #include "access/stratnum.h"
 #include "access/table.h"
+#include "access/tableam.h"
 #include "access/xact.h"
 #include "catalog/pg_type.h"
+#include "storage/lmgr.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
 #include "utils/rel.h"
+#include "utils/resowner.h"
 #include "utils/snapmgr.h"
 
 #include "compat.h"
@@ -70,15 +74,22 @@ static SysScanDesc memo_begin_scan(Relation rel, Snapshot snapshot,
 static void memo_decode(Relation rel, HeapTuple tuple, Memo *memo);
 
 /*
- * Open the table; it stays locked to the end of the transaction.  The caller has
- * opened idem_key before, so the installation stays what it is.
+ * Open the table, and lock it to the end of the (sub)transaction, whatever
+ * portal we may run in.  The caller has opened idem_key before, so the
+ * installation stays what it is.
  */
 static Relation
 memo_open(LOCKMODE mode)
 {
 	static uint64 checked = 0;	/* serial of the realm whose table was checked */
 	const IdemRealm *realm = realm_get();
-	Relation	rel = table_open(realm->step_table, mode);
+	ResourceOwner saved = CurrentResourceOwner;
+	Relation	rel;
+
+	CurrentResourceOwner = CurTransactionResourceOwner;
+	LockRelationOid(realm->step_table, mode);
+	CurrentResourceOwner = saved;
+	rel = table_open(realm->step_table, NoLock);
 
 	if (unlikely(checked != realm->serial))
 	{
@@ -88,7 +99,11 @@ memo_open(LOCKMODE mode)
 	return rel;
 }
 
-/* Is a step done?  Then *memo is what is known of it. */
+/*
+ * Is a step done?  Then *memo is what is known of it.  With one snapshot for the
+ * transaction, memo->seen tells whether that shows it, too, or whether it was done
+ * since.
+ */
 bool
 memo_look(int64 generation, const char *step, int step_len, Memo *memo)
 {
@@ -105,7 +120,13 @@ memo_look(int64 generation, const char *step, int step_len, Memo *memo)
 	tuple = systable_getnext(scan);
 	found = HeapTupleIsValid(tuple);
 	if (found)
+	{
 		memo_decode(rel, tuple, memo);
+		memo->seen = !IsolationUsesXactSnapshot() ||
+			TransactionIdIsCurrentTransactionId(HeapTupleHeaderGetXmin(tuple->t_data)) ||
+			table_tuple_satisfies_snapshot(rel, scan->slot,
+										   GetTransactionSnapshot());
+	}
 	systable_endscan(scan);
 	table_close(rel, NoLock);
 	return found;

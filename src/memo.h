@@ -16,7 +16,7 @@
 #include "compat.h"
 #include "key.h"
 
-/* One step that is done.  The name is not null-terminated. */
+/* One step that is done.  Read ones have a null-terminated name. */
 typedef struct Memo
 {
 	const char *step;
@@ -25,6 +25,7 @@ typedef struct Memo
 	TimestampTz finished_at;
 	IdemFingerprint fingerprint;
 	Jsonb	   *result;			/* NULL for none; owned by the reader */
+	bool		seen;			/* set by memo_look() */
 } Memo;
 
 extern bool memo_look(int64 generation, const char *step, int step_len,

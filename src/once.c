@@ -5,22 +5,28 @@
  *	  round trip.
  *
  * The statement runs as the caller, with the caller's search_path and snapshot
- * rules, as if it had been sent instead.  Its parameters are given as text and
- * have the types that the statement infers for them, as with PREPARE without a
- * list of types.  If it raises an error, that is the error of the call, and the
- * claim is undone with the rest.
+ * rules.  Its parameters are given as text and have the types that the statement
+ * infers for them, as with PREPARE without a list of types.  If it raises an error,
+ * that is the error of the call, and the claim is undone with the rest.
  *
  * The result as jsonb:
  *
- *		no result, no rows			NULL
+ *		no result, no rows, void	NULL
  *		one row of one column		its value, as by to_jsonb(); NULL stays NULL
  *		one row of more columns		an object
  *		more rows					an array of these
  *
- * Plans are kept for the session, the ones used last; keyed by what
- * decides about their meaning, which is the text, the role and the search_path.
- * A plan that DDL has invalidated is made anew from the text, not replanned: the
- * types of its parameters may have changed, too.
+ * Plans are kept for the session, the ones used last, and have the semantics of
+ * PREPARE: what the names and the literals of the text mean is decided when the
+ * session first runs it, for each role, search_path and setting that literals
+ * depend on.  A plan that DDL has invalidated is made anew from the text, not
+ * replanned: the types of its parameters may have changed, too.
+ *
+ * Anything may happen while a plan is in use, since a command, and the input of a
+ * parameter whose domain has a CHECK, may call functions that call idem_once:
+ * the plan may be used once more, become stale, or fall out of the list.  So it
+ * is counted as used from before its parameters are read, is freed by its last
+ * user, and each use has input functions of its own.
  *
  *-------------------------------------------------------------------------
  */
@@ -38,60 +44,82 @@
 #include "nodes/makefuncs.h"
 #include "nodes/nodeFuncs.h"
 #include "parser/analyze.h"
+#include "parser/parser.h"
+#include "pgtime.h"
 #include "tcop/tcopprot.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
+#include "utils/inval.h"
 #include "utils/jsonb.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
+#include "utils/syscache.h"
 
 #include "answer.h"
 #include "args.h"
 #include "claim.h"
 #include "compat.h"
+#include "errors.h"
 #include "finish.h"
 #include "key.h"
 #include "lease.h"
 #include "once.h"
+#include "realm.h"
 #include "record.h"
 
-/* So many plans are kept. */
-#define ONCE_MAX_PLANS	64
+/* So many plans are kept, unless their texts are longer than that. */
+#define ONCE_MAX_PLANS		64
+#define ONCE_MAX_KEPT_LEN	8192
 
 PG_FUNCTION_INFO_V1(idem_once);
 
 typedef struct OnceParam
 {
+	uint32		type_hash;		/* in the cache of types */
 	Oid			ioparam;
-	FmgrInfo	input;
+	FmgrInfo	input;			/* to be copied */
 } OnceParam;
+
+/* What decides about the meaning of a text, beside its role and search_path. */
+typedef struct OnceSettings
+{
+	const pg_tz *time_zone;
+	int			date_style;
+	int			date_order;
+	int			interval_style;
+	bool		standard_strings;
+} OnceSettings;
 
 typedef struct OncePlan
 {
 	dlist_node	node;			/* in once_plans */
-	uint32		hash;			/* of the three below */
+	uint32		hash;			/* of command, search_path and role */
 	const char *command;
 	const char *search_path;
 	Oid			role;
+	OnceSettings settings;
 	SPIPlanPtr	plan;
 	int			nparams;
 	OnceParam  *params;
 	MemoryContext context;		/* all of it but the plan */
-	int			users;			/* executions under way: commands may nest */
-	bool		dropped;		/* not in the list any more; the last user frees it */
+	int			users;			/* executions under way */
+	bool		stale;			/* a type of a parameter is gone, or another */
+	bool		dropped;		/* not in the list; the last user frees it */
 } OncePlan;
 
 static dlist_head once_plans = DLIST_STATIC_INIT(once_plans);	/* latest first */
 static int	once_nplans = 0;
 
+static void once_type_changed(Datum arg, int cache, uint32 hash);
 static OncePlan *once_plan(const char *command);
 static OncePlan *once_prepare(const char *command, uint32 hash);
 static void once_infer_types(const char *command, Oid **types, int *ntypes);
 static void once_error_position(void *arg);
 static void once_drop(OncePlan *plan);
 static void once_free(OncePlan *plan);
-static Jsonb *once_execute(const char *command, ArrayType *params);
-static void once_bind(const OncePlan *plan, ArrayType *params,
+static void once_leave(OncePlan *plan);
+static Jsonb *once_execute(const char *command, const ArgsArray *params);
+static void once_bind(const OncePlan *plan, const ArgsArray *params,
 					  Datum **values, char **nulls);
 static void once_error_parameter(void *arg);
 static Jsonb *once_result(SPITupleTable *table, uint64 nrows);
@@ -113,8 +141,8 @@ static Jsonb *once_row(FmgrInfo *convert, HeapTuple tuple, TupleDesc desc);
  *
  * Raises as idem_claim and idem_finish, what the command raises, and 22004
  * (command null), 42601 (not one statement), 42P18 (type of a parameter not
- * to be inferred), 22023 (number of parameters), 0A000 (COPY, transaction
- * control).
+ * to be inferred), 22023 (number of parameters), 2202E (params of several
+ * dimensions), 0A000 (COPY, transaction control).
  */
 Datum
 idem_once(PG_FUNCTION_ARGS)
@@ -123,6 +151,7 @@ idem_once(PG_FUNCTION_ARGS)
 	static const Oid answer_columns[] = {CLAIM_ANSWER_TYPES};
 	ClaimRequest request;
 	ClaimAnswer answer;
+	ArgsArray	params = {NULL, NULL, 0};
 	Datum		all_values[lengthof(answer_columns)];
 	bool		all_isnull[lengthof(answer_columns)];
 	Datum		values[lengthof(columns)];
@@ -135,8 +164,11 @@ idem_once(PG_FUNCTION_ARGS)
 					PG_ARGISNULL(4) ? NULL : PG_GETARG_JSONB_P(4));
 	claim_terms(&request.terms, fcinfo, 3, 6, -1);
 
-	once_run(&request, PG_ARGISNULL(1) ? NULL : PG_GETARG_TEXT_PP(1),
-			 PG_ARGISNULL(2) ? NULL : PG_GETARG_ARRAYTYPE_P(2), NULL, &answer);
+	if (!PG_ARGISNULL(2))
+		args_array(&params, PG_GETARG_DATUM(2), "params", TEXTOID);
+
+	once_run(&request, PG_ARGISNULL(1) ? NULL : PG_GETARG_TEXT_PP(1), &params,
+			 NULL, &answer);
 
 	claim_answer_values(&answer, all_values, all_isnull);
 	values[0] = all_values[0];
@@ -154,12 +186,12 @@ idem_once(PG_FUNCTION_ARGS)
  * what is to be stored.
  */
 void
-once_run(const ClaimRequest *request, const text *command, ArrayType *params,
-		 OnceResult result, ClaimAnswer *answer)
+once_run(const ClaimRequest *request, const text *command,
+		 const ArgsArray *params, OnceResult result, ClaimAnswer *answer)
 {
 	PendingClaim *claim;
 	Jsonb	   *response;
-	int64		no_token = 0;
+	int64		token = 0;
 
 	if (command == NULL)
 		ereport(ERROR,
@@ -175,13 +207,21 @@ once_run(const ClaimRequest *request, const text *command, ArrayType *params,
 	if (result != NULL)
 		response = result(response);
 	if (response != NULL)
-		response = args_response(&request->key, false, JsonbPGetDatum(response));
+		response = args_response(&request->key, "response", false,
+								 JsonbPGetDatum(response));
 
-	/* the command may have done anything, to the claim and to the extension */
+	/*
+	 * The command may have done anything: to the claim, which may be a lease
+	 * now, and to the extension, which may be another one.
+	 */
 	record_open(true);
-	claim = lease_whose_claim(&request->key, &no_token);
-	if (claim == NULL)
-		lease_raise_finished(&request->key);
+	if (request->key.table != realm_get()->key_table ||
+		(claim = lease_whose_claim(&request->key, &token)) == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_IDEM_NOT_CLAIMED),
+				 errmsg("key \"%s\" is not claimed by this transaction any more",
+						key_name(&request->key)),
+				 errhint("A command must leave alone the key that it runs under.")));
 	finish_claims(&claim, &response, 1);
 	answer->response = response;
 }
@@ -191,16 +231,52 @@ once_run(const ClaimRequest *request, const text *command, ArrayType *params,
  * ----------------------------------------------------------------
  */
 
+/* Register for changes of types; once, when the library is loaded. */
+void
+once_init(void)
+{
+	CacheRegisterSyscacheCallback(TYPEOID, once_type_changed, (Datum) 0);
+}
+
+/* A plan knows when its tables change, but not of the types of its parameters. */
+static void
+once_type_changed(Datum arg, int cache, uint32 hash)
+{
+	dlist_iter	iter;
+
+	dlist_foreach(iter, &once_plans)
+	{
+		OncePlan   *plan = dlist_container(OncePlan, node, iter.cur);
+
+		for (int i = 0; i < plan->nparams; i++)
+			if (hash == 0 || plan->params[i].type_hash == hash)
+				plan->stale = true;
+	}
+}
+
+static void
+once_settings(OnceSettings *settings)
+{
+	memset(settings, 0, sizeof(*settings));
+	settings->time_zone = session_timezone;
+	settings->date_style = DateStyle;
+	settings->date_order = DateOrder;
+	settings->interval_style = IntervalStyle;
+	settings->standard_strings = standard_conforming_strings;
+}
+
 /* The plan of a command, kept or made. */
 static OncePlan *
 once_plan(const char *command)
 {
 	uint32		hash = string_hash(command, strlen(command) + 1);
+	OnceSettings settings;
 	dlist_iter	iter;
 
 	hash = hash_combine(hash, string_hash(namespace_search_path,
 										  strlen(namespace_search_path) + 1));
 	hash = hash_combine(hash, GetUserId());
+	once_settings(&settings);
 
 	dlist_foreach(iter, &once_plans)
 	{
@@ -209,9 +285,10 @@ once_plan(const char *command)
 		if (plan->hash != hash ||
 			plan->role != GetUserId() ||
 			strcmp(plan->command, command) != 0 ||
-			strcmp(plan->search_path, namespace_search_path) != 0)
+			strcmp(plan->search_path, namespace_search_path) != 0 ||
+			memcmp(&plan->settings, &settings, sizeof(settings)) != 0)
 			continue;
-		if (SPI_plan_is_valid(plan->plan))
+		if (SPI_plan_is_valid(plan->plan) && !plan->stale)
 		{
 			dlist_move_head(&once_plans, &plan->node);
 			return plan;
@@ -298,6 +375,7 @@ once_prepare(const char *command, uint32 hash)
 	plan->command = MemoryContextStrdup(context, command);
 	plan->search_path = MemoryContextStrdup(context, namespace_search_path);
 	plan->role = GetUserId();
+	once_settings(&plan->settings);
 	plan->context = context;
 	plan->nparams = ntypes;
 	plan->params = MemoryContextAlloc(context, ntypes * sizeof(OnceParam));
@@ -305,6 +383,8 @@ once_prepare(const char *command, uint32 hash)
 	{
 		Oid			input;
 
+		plan->params[i].type_hash =
+			GetSysCacheHashValue1(TYPEOID, ObjectIdGetDatum(types[i]));
 		getTypeInputInfo(types[i], &input, &plan->params[i].ioparam);
 		fmgr_info_cxt(input, &plan->params[i].input, context);
 	}
@@ -313,6 +393,11 @@ once_prepare(const char *command, uint32 hash)
 	SPI_keepplan(prepared);
 	plan->plan = prepared;
 	MemoryContextSetParent(context, TopMemoryContext);
+	if (strlen(command) > ONCE_MAX_KEPT_LEN)
+	{
+		plan->dropped = true;
+		return plan;
+	}
 	dlist_push_head(&once_plans, &plan->node);
 	once_nplans++;
 	if (once_nplans > ONCE_MAX_PLANS)
@@ -351,9 +436,8 @@ once_leave(OncePlan *plan)
 		once_free(plan);
 }
 
-/* Run a plan, which must outlive it: the command may run other ones. */
 static int
-once_call(OncePlan *plan, Datum *values, const char *nulls)
+once_call(OncePlan *plan, const ArgsArray *params)
 {
 	const bool	read_only = false;
 	const long	all_rows = 0;
@@ -362,6 +446,10 @@ once_call(OncePlan *plan, Datum *values, const char *nulls)
 	plan->users++;
 	PG_TRY();
 	{
+		Datum	   *values;
+		char	   *nulls;
+
+		once_bind(plan, params, &values, &nulls);
 		code = SPI_execute_plan(plan->plan, values, nulls, read_only, all_rows);
 	}
 	PG_CATCH();
@@ -376,20 +464,14 @@ once_call(OncePlan *plan, Datum *values, const char *nulls)
 
 /* Run the command; its result, in the caller's memory context. */
 static Jsonb *
-once_execute(const char *command, ArrayType *params)
+once_execute(const char *command, const ArgsArray *params)
 {
 	MemoryContext caller = CurrentMemoryContext;
-	OncePlan   *plan;
-	Datum	   *values;
-	char	   *nulls;
 	Jsonb	   *result = NULL;
 	int			code;
 
 	SPI_connect();
-	plan = once_plan(command);
-	once_bind(plan, params, &values, &nulls);
-
-	code = once_call(plan, values, nulls);
+	code = once_call(once_plan(command), params);
 	if (code == SPI_ERROR_COPY || code == SPI_ERROR_TRANSACTION)
 		ereport(ERROR,
 				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
@@ -411,25 +493,19 @@ once_execute(const char *command, ArrayType *params)
 
 /* The parameters of a plan, from their texts. */
 static void
-once_bind(const OncePlan *plan, ArrayType *params,
+once_bind(const OncePlan *plan, const ArgsArray *params,
 		  Datum **values, char **nulls)
 {
 	const int32 no_typmod = -1;
-	Datum	   *texts = NULL;
-	bool	   *isnull = NULL;
-	int			ntexts = 0;
 	int			position;
 	ErrorContextCallback callback;
 
-	if (params != NULL)
-		deconstruct_array(params, TEXTOID, -1, false, TYPALIGN_INT,
-						  &texts, &isnull, &ntexts);
-	if (ntexts != plan->nparams)
+	if (params->n != plan->nparams)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("wrong number of parameters for the command"),
 				 errdetail("It has %d, and %d were given.",
-						   plan->nparams, ntexts),
+						   plan->nparams, params->n),
 				 errhint("Pass an array with a text, or null, for each parameter.")));
 
 	callback.callback = once_error_parameter;
@@ -437,17 +513,19 @@ once_bind(const OncePlan *plan, ArrayType *params,
 	callback.previous = error_context_stack;
 	error_context_stack = &callback;
 
-	*values = palloc(ntexts * sizeof(Datum));
-	*nulls = palloc(ntexts);
-	for (int i = 0; i < ntexts; i++)
+	*values = palloc(params->n * sizeof(Datum));
+	*nulls = palloc(params->n);
+	for (int i = 0; i < params->n; i++)
 	{
 		OnceParam  *param = &plan->params[i];
+		FmgrInfo	input;
 
 		position = i + 1;
-		(*nulls)[i] = isnull[i] ? 'n' : ' ';
-		(*values)[i] = InputFunctionCall(&param->input,
-										 isnull[i] ? NULL :
-										 TextDatumGetCString(texts[i]),
+		fmgr_info_copy(&input, &param->input, CurrentMemoryContext);
+		(*nulls)[i] = params->isnull[i] ? 'n' : ' ';
+		(*values)[i] = InputFunctionCall(&input,
+										 params->isnull[i] ? NULL :
+										 TextDatumGetCString(params->values[i]),
 										 param->ioparam, no_typmod);
 	}
 	error_context_stack = callback.previous;
@@ -470,7 +548,8 @@ once_result(SPITupleTable *table, uint64 nrows)
 	JsonbParseState *state = NULL;
 	JsonbValue *array;
 
-	if (nrows == 0 || desc->natts == 0)
+	if (nrows == 0 || desc->natts == 0 ||
+		(desc->natts == 1 && TupleDescAttr(desc, 0)->atttypid == VOIDOID))
 		return NULL;
 
 	/* to_jsonb() asks for the type of its argument */

@@ -10,16 +10,16 @@
 
 #include "postgres.h"
 
-#include "utils/array.h"
-
+#include "args.h"
 #include "claim.h"
 #include "compat.h"
 
 /* What becomes of the result of the statement before it is stored. */
 typedef Jsonb *(*OnceResult) (Jsonb *result);
 
+extern void once_init(void);
 extern void once_run(const ClaimRequest *request, const text *command,
-					 ArrayType *params, OnceResult result,
+					 const ArgsArray *params, OnceResult result,
 					 ClaimAnswer *answer);
 
 #endif							/* IDEM_ONCE_H */

@@ -271,7 +271,10 @@ record_next(RecordScan *scan)
 	if (index_getnext_slot(scan->scan, ForwardScanDirection, scan->slot))
 		tuple = ExecFetchSlotHeapTuple(scan->slot, materialize, &should_free);
 	else
+	{
+		ExecClearTuple(scan->slot);
 		index_rescan(scan->scan, NULL, lengthof(scan->keys), NULL, 0);
+	}
 	MemoryContextSwitchTo(saved);
 	return tuple;
 }

@@ -98,6 +98,7 @@ idem_step(PG_FUNCTION_ARGS)
 	Memo		memo = {0};
 	text	   *step;
 	int64		token;
+	bool		no_token;
 	Datum		values[lengthof(columns)] = {0};
 	bool		isnull[lengthof(columns)] = {false, true};
 
@@ -108,6 +109,7 @@ idem_step(PG_FUNCTION_ARGS)
 	key_fingerprint(&request, PG_ARGISNULL(2) ? NULL : PG_GETARG_JSONB_P(2));
 	token = args_token(PG_ARGISNULL(4), PG_GETARG_DATUM(4));
 
+	no_token = token == 0;
 	pending = lease_whose_claim(&key, &token);
 	if (pending == NULL)
 	{
@@ -123,6 +125,9 @@ idem_step(PG_FUNCTION_ARGS)
 									   VARSIZE_ANY_EXHDR(step), &memo));
 	if (DatumGetBool(values[0]))
 	{
+		/* what it wrote does not show, either */
+		if (no_token && !memo.seen)
+			record_raise_changed(&key);
 		step_check_request(&key, &memo, &request);
 		isnull[1] = memo.result == NULL;
 		values[1] = JsonbPGetDatum(memo.result);
@@ -181,7 +186,8 @@ idem_step_finish(PG_FUNCTION_ARGS)
 	token = args_token(PG_ARGISNULL(4), PG_GETARG_DATUM(4));
 	key_fingerprint(&memo.fingerprint,
 					PG_ARGISNULL(5) ? NULL : PG_GETARG_JSONB_P(5));
-	memo.result = args_response(&key, PG_ARGISNULL(2), PG_GETARG_DATUM(2));
+	memo.result = args_response(&key, "step result",
+								PG_ARGISNULL(2), PG_GETARG_DATUM(2));
 
 	pending = lease_whose_claim(&key, &token);
 	if (pending != NULL)

@@ -32,8 +32,11 @@ SELECT state FROM idem_lookup('x');
 -- leases, finished by their tokens, in any order
 SELECT key, outcome, token > 0 AS token, attempt, retry_after
 FROM idem_claim_many('{l1,l2,l3}', lease => '1 hour', holder => 'h');
+-- each begins when its key is claimed
+SELECT key, lease_until - claimed_at AS lease FROM idem_key WHERE key ~ '^l\d' ORDER BY key;
+-- and is not waited for
 SELECT key, outcome, token, retry_after > '59 min' AS retry_after
-FROM idem_claim_many('{l3,l1}', wait => '10 ms');
+FROM idem_claim_many('{l3,l1}', wait => '1 hour');
 -- the same holder gets its leases again, but a key that comes again is busy
 SELECT key, outcome, token > 0 AS token FROM idem_claim_many('{l1,l3,l1}', lease => '1 hour', holder => 'h');
 SELECT array_agg(key ORDER BY key DESC) AS keys, array_agg(token ORDER BY key DESC) AS tokens

@@ -72,6 +72,7 @@ SELECT * FROM idem_finish_many('{}');
 
 -- arguments
 SELECT * FROM idem_claim_many(NULL);
+SELECT * FROM idem_claim_many('{}', scope => NULL);
 SELECT * FROM idem_claim_many('{a,NULL}');
 SELECT * FROM idem_claim_many(ARRAY['a', '']);
 SELECT * FROM idem_claim_many('{{a,b},{c,d}}');

@@ -80,6 +80,9 @@ SELECT * FROM idem_once('n', $$SELECT idem_release('n'), outcome FROM idem_claim
 SELECT * FROM idem_once('n', $$SELECT idem_release('n'), idem_claim('n', lease => '1 hour')$$);
 SELECT * FROM idem_once('n', 'DROP EXTENSION idempotency');
 SELECT * FROM idem_once('n', 'DO $$BEGIN DROP EXTENSION idempotency; CREATE EXTENSION idempotency; END$$');
+BEGIN;
+SELECT * FROM idem_once('n', 'SET TRANSACTION READ ONLY');
+ROLLBACK;
 SELECT count(*) FROM idem_lookup('n');
 -- commands may nest, also beyond the plans that are kept
 CREATE FUNCTION nest(n int) RETURNS int LANGUAGE plpgsql AS $$

@@ -264,6 +264,7 @@ batch_keys(FunctionCallInfo fcinfo, int keys_arg, int scope_arg,
 				 errmsg("keys must not be null"),
 				 errhint("Use an empty array for no keys.")));
 	args_array(given, PG_GETARG_DATUM(keys_arg), "keys", TEXTOID);
+	key_check_text("scope", scope, IDEM_MAX_SCOPE_LEN);
 
 	keys = MemoryContextAllocHuge(CurrentMemoryContext,
 								  given->n * sizeof(BatchKey));

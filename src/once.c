@@ -211,9 +211,11 @@ once_run(const ClaimRequest *request, const text *command,
 								 JsonbPGetDatum(response));
 
 	/*
-	 * The command may have done anything: to the claim, which may be a lease
-	 * now, and to the extension, which may be another one.
+	 * The command may have done anything: to the transaction, to the
+	 * extension, which may be another one, and to the claim, which may be a
+	 * lease now.
 	 */
+	args_may_write("idem_once()");
 	record_open(true);
 	if (request->key.table != realm_get()->key_table ||
 		(claim = lease_whose_claim(&request->key, &token)) == NULL)
@@ -409,9 +411,12 @@ once_prepare(const char *command, uint32 hash)
 static void
 once_drop(OncePlan *plan)
 {
-	dlist_delete(&plan->node);
-	once_nplans--;
-	plan->dropped = true;
+	if (!plan->dropped)
+	{
+		dlist_delete(&plan->node);
+		once_nplans--;
+		plan->dropped = true;
+	}
 	if (plan->users == 0)
 		once_free(plan);
 }
@@ -436,6 +441,7 @@ once_leave(OncePlan *plan)
 		once_free(plan);
 }
 
+/* Run a plan, which must outlive it. */
 static int
 once_call(OncePlan *plan, const ArgsArray *params)
 {
@@ -454,6 +460,9 @@ once_call(OncePlan *plan, const ArgsArray *params)
 	}
 	PG_CATCH();
 	{
+		/* what it was made for may be gone: a type that its text names */
+		if (geterrcode() == ERRCODE_INTERNAL_ERROR)
+			once_drop(plan);
 		once_leave(plan);
 		PG_RE_THROW();
 	}

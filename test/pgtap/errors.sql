@@ -10,7 +10,7 @@ CREATE SCHEMA idem;
 CREATE EXTENSION idempotency SCHEMA idem;
 SET LOCAL search_path = public, idem;
 
-SELECT plan(162);
+SELECT plan(545);
 
 -- NULL and empty arguments. The header of a request, for idem_http.
 
@@ -187,7 +187,9 @@ SELECT throws_ok(command, '2202E', NULL, command) FROM unnest(ARRAY[
 	'SELECT * FROM idem_finish_many(''{}'', ''{1}'')',
 	'SELECT * FROM idem_finish_many(''{a}'', NULL, '''', ''{{1}}'')',
 	'SELECT * FROM idem_finish_many(''{a,b}'', NULL, '''', ''{1}'')',
-	'SELECT * FROM idem_finish_many(''{a}'', NULL, '''', ''{}'')']) AS command;
+	'SELECT * FROM idem_finish_many(''{a}'', NULL, '''', ''{}'')',
+	'SELECT * FROM idem_once(''a'', ''SELECT $1, $2'', ''{{1,2}}'')',
+	'SELECT * FROM idem_once(''a'', ''SELECT $1'', ''{{1}}'')']) AS command;
 SELECT results_eq(
 	$$SELECT key, outcome FROM idem_claim_many('[5:6]={low,bound}', requests => '[0:1]={1,2}')$$,
 	$$VALUES ('low', 'claimed'), ('bound', 'claimed')$$,
@@ -534,16 +536,21 @@ INSERT INTO wrong VALUES
 	('ID002', 'SELECT idem_finish(''wrong'', ''1'', ''o'')', '{}'),
 	('40001', 'INSERT INTO idem_key (expires_at, claimed_at, finished_at, owner, scope, key)
 			   VALUES (''infinity'', now(), now(), current_user::regrole, ''o'', ''wrong'')', '{}'),
+	('ID001', 'DO $do$ BEGIN
+				PERFORM idem_release(''wrong'', ''o'');
+				PERFORM * FROM idem_claim(''wrong'', scope => ''o'', lease => ''1 min'');
+			   END $do$', '{}'),
 	-- and to the extension
+	('ID001', 'DO $do$ BEGIN DROP EXTENSION idempotency; CREATE EXTENSION idempotency SCHEMA idem; END $do$', '{}'),
 	('42704', 'DROP EXTENSION idempotency', '{}'),
 	('55000', 'ALTER TABLE idem_key ADD COLUMN extra text', '{}');
 SELECT throws_ok(
 	format('SELECT * FROM idem_once(''wrong'', %L, %L, scope => ''o'')', command, params),
-	code, NULL, format('idem_once: %s, %s', command, params))
+	code, NULL, 'idem_once: ' || concat_ws(', ', split_part(command, E'\n', 1), params))
   FROM wrong;
 SELECT throws_ok(
 	format('SELECT idem_http(%L, %L, scope => ''o'')', command, params),
-	code, NULL, format('idem_http: %s, %s', command, params))
+	code, NULL, 'idem_http: ' || concat_ws(', ', split_part(command, E'\n', 1), params))
   FROM wrong WHERE command NOT LIKE '%''wrong''%';
 SELECT is_empty($$SELECT * FROM done$$, 'nothing is done');
 SELECT is_empty($$SELECT * FROM idem_in_flight WHERE scope = 'o'$$, 'nothing is claimed');
@@ -630,7 +637,7 @@ SELECT results_eq(
 	$$SELECT outcome, response FROM idem_claim('after all')$$,
 	$$VALUES ('replayed', '{"ok": true}'::jsonb)$$, 'replay');
 SELECT set_eq($$SELECT key FROM idem_in_flight WHERE state = 'in_progress'$$,
-	ARRAY['stolen'], 'no claim is left but the lost one');
+	ARRAY['stolen', 'renewed', 'live'], 'no claim is left but the lost one and leases');
 
 -- Without the extension: neither functions nor tables.
 

@@ -1,5 +1,6 @@
 -- Objects of other people earlier in search_path, or in the schema that the
--- extension is created in, change no answer and are never called.
+-- extension is created in, change no answer and are never called. But a command
+-- under a key means what it means to its caller, who is not always the same.
 
 BEGIN;
 SET LOCAL statement_timeout = '60s';
@@ -7,7 +8,7 @@ SET LOCAL client_min_messages = warning;
 CREATE EXTENSION IF NOT EXISTS pgtap;
 CREATE SCHEMA evil;
 
-SELECT plan(24);
+SELECT plan(68);
 
 -- Whatever is called raises, so that it shows.
 
@@ -36,6 +37,11 @@ SELECT format('CREATE FUNCTION evil.%s RETURNS %s LANGUAGE sql AS ''SELECT evil.
 	('timestamptz_pl_interval(timestamptz, interval)', 'timestamptz'),
 	('texteq(text, text)', 'bool'), ('oideq(oid, oid)', 'bool'),
 	('pg_extension_config_dump(regclass, text)', 'text'),
+	('to_jsonb(anyelement)', 'jsonb'), ('to_json(anyelement)', 'text'),
+	('sha256(bytea)', 'bytea'), ('set_config(text, text, bool)', 'text'),
+	('current_setting(text)', 'text'), ('current_setting(text, bool)', 'text'),
+	('jsonb_build_object()', 'jsonb'),
+	('idem_claim(text)', 'text'), ('idem_finish(text)', 'text'),
 	('idem_helper(text)', 'text')) AS v(f, r)
 \gexec
 SELECT format('CREATE DOMAIN evil.%I AS int4', t)
@@ -86,6 +92,7 @@ DROP TABLE evil.idem_key;
 
 CREATE SCHEMA idem;
 CREATE TABLE evil.idem_key (key text);
+CREATE TABLE evil.idem_step (generation int8, step text);
 CREATE TABLE evil.idem_secret (secret uuid);
 SET LOCAL search_path = evil, pg_catalog, public;
 CREATE EXTENSION idempotency SCHEMA idem;
@@ -114,11 +121,46 @@ INSERT INTO pg_temp.answer SELECT 'claimed again after a release', outcome
   FROM idem.idem_claim('l');
 INSERT INTO pg_temp.answer SELECT 'finish again',
 	public.sqlstate_of('SELECT idem.idem_finish(''k'', NULL, ''s'')');
+INSERT INTO pg_temp.answer SELECT pg_catalog.concat('claim many ', key), outcome
+  FROM idem.idem_claim_many('{k,m}', '1 month 1 day', '{"{\"a\": 1}",2}', 's', '1 day');
+INSERT INTO pg_temp.answer SELECT 'step before', pg_catalog.boolout(done)::pg_catalog.text
+  FROM idem.idem_step('m', 't', '1', 's');
+INSERT INTO pg_temp.answer SELECT 'step finish',
+	pg_catalog.jsonb_out(idem.idem_step_finish('m', 't', '2.50', 's', request => '1'))::pg_catalog.text;
+INSERT INTO pg_temp.answer SELECT 'step after', pg_catalog.jsonb_out(result)::pg_catalog.text
+  FROM idem.idem_step('m', 't', '1.0', 's');
+INSERT INTO pg_temp.answer SELECT 'steps', step
+  FROM idem.idem_steps('m', 's');
+INSERT INTO pg_temp.answer SELECT 'finish many', pg_catalog.jsonb_out(response)::pg_catalog.text
+  FROM idem.idem_finish_many('{m}', '{3}', 's');
+INSERT INTO pg_temp.answer SELECT 'derive', pg_catalog.uuid_out(idem.idem_derive('k', 't', 's', '11111111-1111-4111-8111-111111111111'))::pg_catalog.text;
+INSERT INTO pg_temp.answer SELECT 'once', pg_catalog.jsonb_out(response)::pg_catalog.text
+  FROM idem.idem_once('o', 'VALUES ($1::pg_catalog.text, $2::pg_catalog.int4), (NULL, 2)', '{x,1}', '1 month', '{"a": 1}', 's', '1 day');
+INSERT INTO pg_temp.answer SELECT 'once again', pg_catalog.jsonb_out(response)::pg_catalog.text
+  FROM idem.idem_once('o', 'SELECT evil.trap()', scope => 's');
+INSERT INTO pg_temp.answer SELECT 'a command that uses the traps',
+	public.sqlstate_of('SELECT idem.idem_once(''p'', ''SELECT ''''a''''::pg_catalog.text = ''''b''''::pg_catalog.text'')');
+INSERT INTO pg_temp.answer SELECT 'a command that calls them',
+	public.sqlstate_of('SELECT idem.idem_once(''p'', ''SELECT trap()'')');
+SELECT pg_catalog.set_config('request.headers', '{"idempotency-key": "h"}', true) \g /dev/null
+SELECT pg_catalog.set_config('request.path', '/p', true) \g /dev/null
+INSERT INTO pg_temp.answer SELECT 'http', pg_catalog.jsonb_out(idem.idem_http('SELECT $1::pg_catalog.int4', '{1}'))::pg_catalog.text;
+INSERT INTO pg_temp.answer SELECT 'http again', pg_catalog.jsonb_out(idem.idem_http('SELECT $1::pg_catalog.int4', '{1}'))::pg_catalog.text;
+INSERT INTO pg_temp.answer SELECT 'http header', pg_catalog.current_setting('response.headers');
+INSERT INTO pg_temp.answer SELECT 'http otherwise', pg_catalog.jsonb_out(pg_catalog.jsonb_object_field(idem.idem_http('SELECT $1::pg_catalog.int4', '{2}'), 'status'))::pg_catalog.text;
 UPDATE idem.idem_key SET expires_at = 'epoch';
 INSERT INTO pg_temp.answer SELECT 'expired', pg_catalog.int8out(idem.idem_expire())::pg_catalog.text;
 INSERT INTO pg_temp.answer SELECT 'forgotten', pg_catalog.boolout(idem.idem_forget('k', 's'))::pg_catalog.text;
 
 RESET search_path;
+CREATE FUNCTION pg_temp.derive() RETURNS text LANGUAGE sql AS
+$$
+	SELECT (encode(substr(d, 1, 6), 'hex') || '8' || substr(encode(substr(d, 7, 2), 'hex'), 2) ||
+			to_hex((get_byte(d, 8) & 63) | 128) || encode(substr(d, 10, 7), 'hex'))::uuid::text
+	  FROM sha256('\x11111111111141118111111111111111'::bytea ||
+				  '\x00000001'::bytea || 's'::bytea || '\x00000001'::bytea || 'k'::bytea ||
+				  '\x00000001'::bytea || 't'::bytea) AS d
+$$;
 SELECT is(a.got, e.got, e.what)
   FROM (VALUES
 	(1, 'the trap snaps', 'EVIL0'),
@@ -133,18 +175,41 @@ SELECT is(a.got, e.got, e.what)
 	(10, 'released', '00000'),
 	(11, 'claimed again after a release', 'claimed'),
 	(12, 'finish again', 'ID002'),
-	(13, 'expired', '1'),
-	(14, 'forgotten', 'f')) AS e(n, what, got)
+	(13, 'claim many k', 'replayed'),
+	(14, 'claim many m', 'claimed'),
+	(15, 'step before', 'f'),
+	(16, 'step finish', '2.50'),
+	(17, 'step after', '2.50'),
+	(18, 'steps', 't'),
+	(19, 'finish many', '3'),
+	(20, 'derive', pg_temp.derive()),
+	(21, 'once', '[{"column1": "x", "column2": 1}, {"column1": null, "column2": 2}]'),
+	(22, 'once again', '[{"column1": "x", "column2": 1}, {"column1": null, "column2": 2}]'),
+	(23, 'a command that uses the traps', 'EVIL0'),
+	(24, 'a command that calls them', 'EVIL0'),
+	(25, 'http', '1'),
+	(26, 'http again', '1'),
+	(27, 'http header', '[{"Idempotency-Replayed": "true"}]'),
+	(28, 'http otherwise', '422'),
+	(29, 'expired', '4'),
+	(30, 'forgotten', 'f')) AS e(n, what, got)
 	   LEFT JOIN answer AS a USING (what)
  ORDER BY n;
 SELECT is((SELECT count(*) FROM evil.idem_key), 0::bigint,
 	'a table of the same name earlier in search_path is not met');
+SELECT is((SELECT count(*) FROM evil.idem_step), 0::bigint,
+	'nor is one for steps');
 SELECT is_empty(
 	$$SELECT attname FROM pg_attribute
 	    JOIN pg_type AS t ON t.oid = atttypid
 	   WHERE attrelid IN ('idem.idem_key'::regclass, 'idem.idem_secret'::regclass,
+						  'idem.idem_step'::regclass,
 						  'idem.idem_in_flight'::regclass,
-						  'idem.idem_claim_answer'::regclass)
+						  'idem.idem_claim_answer'::regclass,
+						  'idem.idem_claim_many_answer'::regclass,
+						  'idem.idem_finish_many_answer'::regclass,
+						  'idem.idem_once_answer'::regclass,
+						  'idem.idem_step_answer'::regclass)
 	     AND t.typnamespace <> 'pg_catalog'::regnamespace$$,
 	'columns have the types of PostgreSQL');
 SELECT is_empty(
@@ -153,18 +218,101 @@ SELECT is_empty(
 	    JOIN pg_type AS t ON t.oid = a.type
 	   WHERE pronamespace = 'idem'::regnamespace
 	     AND t.typnamespace <> 'pg_catalog'::regnamespace
-	     AND t.oid <> 'idem.idem_claim_answer'::regtype$$,
+	     AND t.oid <> ALL ('{idem.idem_claim_answer,idem.idem_claim_many_answer,idem.idem_finish_many_answer,idem.idem_once_answer,idem.idem_step_answer}'::regtype[])$$,
 	'and so have arguments');
 
 -- A temporary table of the same name, which is searched first of all.
 
 CREATE TEMPORARY TABLE idem_key (LIKE idem.idem_key);
+CREATE TEMPORARY TABLE idem_step (LIKE idem.idem_step);
 SET LOCAL search_path = pg_temp, idem, public;
 SELECT is(idem_finish('temp', '1'), '1', 'a claim beside a temporary idem_key')
   FROM idem_claim('temp');
 SELECT is((SELECT count(*) FROM pg_temp.idem_key), 0::bigint, 'which stays empty');
 SELECT is((SELECT count(*) FROM idem.idem_key WHERE key = 'temp'), 1::bigint,
 	'for the record is where it belongs');
+SELECT is(outcome, 'claimed', 'a flow') FROM idem_claim('flow');
+SELECT is(idem_step_finish('flow', 's', '1'), '1', 'a step beside a temporary idem_step');
+SELECT is((SELECT count(*) FROM pg_temp.idem_step), 0::bigint, 'which stays empty');
+SELECT results_eq($$SELECT step, result FROM idem_steps('flow')$$,
+	$$VALUES ('s', '1'::jsonb)$$, 'for the step is where it belongs');
+SELECT is(idem_finish('flow'), NULL, '(finished)');
+
+-- One command, two callers: their schemas, their tables, their rights. Plans
+-- are kept, but not for others.
+
+RESET search_path;
+ALTER DEFAULT PRIVILEGES REVOKE SELECT ON TABLES FROM PUBLIC, pg_monitor;
+CREATE ROLE idem_ann;
+CREATE ROLE idem_bob;
+GRANT USAGE ON SCHEMA idem TO PUBLIC;
+CREATE SCHEMA ann AUTHORIZATION idem_ann;
+CREATE SCHEMA bob AUTHORIZATION idem_bob;
+CREATE TABLE ann.who AS SELECT 'ann' AS name, current_user AS seen;
+CREATE TABLE bob.who AS SELECT 'bob' AS name;
+CREATE TABLE public.secret AS SELECT 42 AS n;
+GRANT SELECT ON ann.who TO idem_ann, idem_bob;
+GRANT SELECT ON bob.who, public.secret TO idem_bob;
+CREATE FUNCTION ann.me() RETURNS text LANGUAGE sql AS 'SELECT ''ann '' || current_user';
+CREATE FUNCTION bob.me() RETURNS text LANGUAGE sql AS 'SELECT ''bob '' || current_user';
+GRANT USAGE ON SCHEMA ann, bob TO idem_ann, idem_bob;
+
+CREATE SEQUENCE public.key;
+GRANT USAGE ON SEQUENCE public.key TO PUBLIC;
+-- a fresh key each time, so that the command always runs
+CREATE FUNCTION public.run(command text, VARIADIC params text[] = '{}') RETURNS jsonb LANGUAGE sql AS
+'SELECT response FROM idem.idem_once(nextval(''public.key'')::text, command, params) WHERE outcome = ''claimed''';
+CREATE FUNCTION public.run_as_ann(command text) RETURNS jsonb LANGUAGE sql SECURITY DEFINER AS
+'SELECT response FROM idem.idem_once(nextval(''public.key'')::text, command) WHERE outcome = ''claimed''';
+CREATE FUNCTION public.run_as_ann_there(command text) RETURNS jsonb LANGUAGE sql
+SECURITY DEFINER SET search_path = ann, public AS
+'SELECT response FROM idem.idem_once(nextval(''public.key'')::text, command) WHERE outcome = ''claimed''';
+ALTER FUNCTION public.run_as_ann OWNER TO idem_ann;
+ALTER FUNCTION public.run_as_ann_there OWNER TO idem_ann;
+
+SET LOCAL search_path = ann, public;
+SELECT is(run('SELECT name FROM who'), '"ann"', 'the search_path of the caller');
+SET LOCAL search_path = bob, public;
+SELECT is(run('SELECT name FROM who'), '"bob"', 'another one, the same command');
+SET LOCAL search_path = ann, public;
+SELECT is(run('SELECT name FROM who'), '"ann"', 'and back');
+SET LOCAL search_path = bob, ann, public;
+SELECT is(run('SELECT name FROM who WHERE name <> $1', ''), '"bob"', 'with a parameter');
+SET LOCAL search_path = ann, bob, public;
+SELECT is(run('SELECT name FROM who WHERE name <> $1', ''), '"ann"', 'in another order');
+SELECT is(run('SELECT me()'), to_jsonb('ann ' || current_user), 'functions, too');
+SET LOCAL search_path = bob, ann, public;
+SELECT is(run('SELECT me()'), to_jsonb('bob ' || current_user), 'are those of the caller');
+SET LOCAL search_path = public;
+SELECT throws_ok($$SELECT run('SELECT me()')$$, '42883', NULL, 'and gone if they are out of sight');
+SELECT throws_ok($$SELECT run('SELECT name FROM who')$$, '42P01', NULL, 'like tables');
+
+SET LOCAL SESSION AUTHORIZATION idem_bob;
+SELECT is(run('SELECT n FROM secret'), '42', 'bob may');
+SET LOCAL SESSION AUTHORIZATION idem_ann;
+SELECT throws_ok($$SELECT run('SELECT n FROM secret')$$, '42501', NULL, 'ann may not, by no plan of bob');
+SET LOCAL SESSION AUTHORIZATION idem_bob;
+SELECT is(run('SELECT n FROM secret'), '42', 'bob still may');
+SELECT throws_ok($$SELECT run_as_ann('SELECT n FROM secret')$$, '42501', NULL,
+	'but not as ann');
+SELECT is(run('SELECT current_user'), '"idem_bob"', 'bob is bob');
+SELECT is(run_as_ann('SELECT current_user'), '"idem_ann"', 'and ann through the wrapper');
+SELECT is(run('SELECT current_user'), '"idem_bob"', 'and bob again');
+SET LOCAL search_path = bob, public;
+SELECT throws_ok($$SELECT run_as_ann('SELECT * FROM secret')$$, '42501', NULL,
+	'a wrapper without a search_path');
+SELECT is(run('SELECT name FROM who'), '"bob"', 'bob sees his table');
+SELECT is(run_as_ann_there('SELECT name FROM who'), '"ann"',
+	'a wrapper with a search_path sees that of ann');
+SELECT is(run('SELECT name FROM who'), '"bob"', 'and bob his again');
+SET LOCAL search_path = ann, public;
+SELECT is(run('SELECT seen FROM who'), to_jsonb('postgres'::name), 'bob in the schema of ann');
+RESET SESSION AUTHORIZATION;
+REVOKE SELECT ON ann.who FROM idem_bob;
+SET LOCAL SESSION AUTHORIZATION idem_bob;
+SELECT throws_ok($$SELECT run('SELECT seen FROM who')$$, '42501', NULL,
+	'whose privilege is checked at each run');
+RESET SESSION AUTHORIZATION;
 
 SELECT * FROM finish();
 ROLLBACK;

@@ -1,5 +1,6 @@
--- Parallel query: idem_lookup goes on in the leader, where the transaction's
--- claims are known; whoever declares a claim parallel safe is refused.
+-- Parallel query: idem_lookup and idem_steps go on in the leader, where the
+-- transaction's claims are known; whoever declares a claim parallel safe is
+-- refused. idem_derive knows nothing of transactions and runs anywhere.
 
 BEGIN;
 SET LOCAL statement_timeout = '60s';
@@ -9,7 +10,7 @@ CREATE SCHEMA idem;
 CREATE EXTENSION idempotency SCHEMA idem;
 SET LOCAL search_path = public, idem;
 
-SELECT plan(20);
+SELECT plan(40);
 
 CREATE TABLE request AS
 SELECT 'k' || i AS key, repeat('x', 100) AS padding FROM generate_series(1, 10000) AS i;
@@ -41,6 +42,23 @@ SELECT results_eq('looked_up', $$VALUES (50::bigint, 1::bigint)$$,
 SELECT is(count((SELECT state FROM idem_lookup(key))), 51::bigint,
 	'idem_lookup in a target list')
   FROM request WHERE padding <> '';
+SELECT is(idem_step_finish('k77', 's' || i, to_jsonb(i)), to_jsonb(i), 'a step of it')
+  FROM generate_series(1, 2) AS i;
+PREPARE stepped AS
+SELECT r.key, s.step, s.result FROM request AS r, LATERAL idem_steps(r.key) AS s
+ WHERE r.padding <> '';
+SELECT set_eq('stepped', $$VALUES ('k77', 's1', '1'::jsonb), ('k77', 's2', '2')$$,
+	'idem_steps in a parallel plan');
+PREPARE derived AS
+SELECT count(DISTINCT idem_derive(r.key, '')) FROM request AS r WHERE r.padding <> '';
+SELECT results_eq('derived', $$VALUES (10000::bigint)$$, 'idem_derive in a parallel plan');
+SELECT matches((SELECT string_agg(p, E'\n') FROM pg_temp.plan_of(
+		'SELECT count(*) FROM request AS r WHERE idem_derive(r.key, padding) IS NOT NULL') AS p),
+	'Gather.*idem_derive', 'whose workers compute it');
+SELECT doesnt_match((SELECT string_agg(p, E'\n') FROM pg_temp.plan_of(
+		'SELECT count(*) FROM request AS r
+		  WHERE EXISTS (SELECT FROM idem_once(r.key, ''SELECT 1'')) AND padding <> ''''') AS p),
+	'Gather', 'a query with idem_once has no workers');
 
 -- Every query through a worker that can be (for tests only).
 
@@ -60,6 +78,23 @@ SELECT results_eq($$SELECT outcome, response FROM idem_claim('k2')$$,
 SELECT results_eq(
 	$$SELECT outcome, idem_finish('forced') FROM idem_claim('forced')$$,
 	$$VALUES ('claimed', NULL::jsonb)$$, 'forced: claim and finish');
+SELECT set_eq('stepped', $$VALUES ('k77', 's1', '1'::jsonb), ('k77', 's2', '2')$$,
+	'forced: idem_steps');
+SELECT results_eq('derived', $$VALUES (10000::bigint)$$, 'forced: idem_derive');
+SELECT results_eq($$SELECT done, result FROM idem_step('k77', 's1')$$,
+	$$VALUES (true, '1'::jsonb)$$, 'forced: idem_step');
+SELECT is(idem_step_finish('k77', 's3', '3'), '3', 'forced: idem_step_finish');
+SELECT results_eq($$SELECT key, outcome, response FROM idem_claim_many('{k3,forced many}')$$,
+	$$VALUES ('k3', 'replayed', '"k3"'::jsonb), ('forced many', 'claimed', NULL)$$,
+	'forced: idem_claim_many');
+SELECT results_eq($$SELECT * FROM idem_finish_many('{forced many}', '{1}')$$,
+	$$VALUES ('forced many', '1'::jsonb)$$, 'forced: idem_finish_many');
+SELECT results_eq($$SELECT outcome, response
+		FROM idem_once('forced once', 'SELECT count(*) FROM request WHERE padding <> $1', '{""}')$$,
+	$$VALUES ('claimed', '10000'::jsonb)$$, 'forced: idem_once');
+SELECT set_config('request.headers', '{"idempotency-key": "forced"}', true) \g /dev/null
+SELECT is(idem_http('SELECT count(*) FROM request WHERE padding <> $1', '{""}', scope => 'http'),
+	'10000', 'forced: idem_http');
 SELECT is(idem_finish('k77', '77'), '77', 'forced: finish');
 SELECT ok(idem_forget('k77'), 'forced: forget');
 
@@ -82,7 +117,13 @@ SELECT throws_ok(
 	'SELECT idem_finish(''k1'')',
 	'SELECT idem_release(''k1'')',
 	'SELECT idem_forget(''k1'')',
-	'SELECT idem_expire()']) AS command;
+	'SELECT idem_expire()',
+	'SELECT outcome FROM idem_claim_many(''{k1}'')',
+	'SELECT key FROM idem_finish_many(''{k1}'')',
+	'SELECT outcome FROM idem_once(''k1'', ''SELECT 1'')',
+	'SELECT idem_http(''SELECT 1'')',
+	'SELECT done FROM idem_step(''k1'', ''s'')',
+	'SELECT idem_step_finish(''k1'', ''s'')']) AS command;
 
 SELECT results_eq($$SELECT outcome FROM idem_claim('k1')$$,
 	$$VALUES ('replayed')$$, 'the session goes on');

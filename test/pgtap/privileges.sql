@@ -30,7 +30,7 @@ CREATE EXTENSION idempotency SCHEMA idem;
 RESET ROLE;
 SET LOCAL search_path = public, idem;
 
-SELECT plan(57);
+SELECT plan(108);
 
 SELECT isnt_empty(
 	$$SELECT 1 FROM pg_class, LATERAL aclexplode(relacl) AS a
@@ -39,25 +39,27 @@ SELECT isnt_empty(
 SELECT is_empty(
 	$$SELECT relname, a.grantee, a.privilege_type
 	    FROM pg_class, LATERAL aclexplode(relacl) AS a
-	   WHERE oid IN ('idem.idem_key'::regclass, 'idem.idem_secret'::regclass)
+	   WHERE oid IN ('idem.idem_key'::regclass, 'idem.idem_step'::regclass,
+					 'idem.idem_secret'::regclass)
 	     AND a.grantee <> relowner$$,
-	'but not for idem_key and idem_secret');
+	'but not for idem_key, idem_step and idem_secret');
 SELECT results_eq(
 	$$SELECT relname::text COLLATE "default", relowner::regrole::text FROM pg_class
 	   WHERE relnamespace = 'idem'::regnamespace AND relname LIKE 'idem\_%'
 	     AND relkind IN ('r', 'v') ORDER BY 1$$,
 	$$VALUES ('idem_in_flight', 'idem_creator'), ('idem_key', 'idem_creator'),
-			 ('idem_secret', 'idem_creator')$$,
+			 ('idem_secret', 'idem_creator'), ('idem_step', 'idem_creator')$$,
 	'they belong to whoever created the extension');
 SELECT is_empty(
 	$$SELECT attname FROM pg_attribute
-	   WHERE attrelid IN ('idem.idem_key'::regclass, 'idem.idem_secret'::regclass)
+	   WHERE attrelid IN ('idem.idem_key'::regclass, 'idem.idem_step'::regclass,
+						  'idem.idem_secret'::regclass)
 	     AND attacl IS NOT NULL$$,
 	'no privileges on columns either');
 
 SELECT table_privs_are('idem', t.name, r.name, '{}',
 	format('no privilege on %s for %s', t.name, r.name))
-  FROM unnest(ARRAY['idem_key', 'idem_secret']::name[]) AS t(name),
+  FROM unnest(ARRAY['idem_key', 'idem_step', 'idem_secret']::name[]) AS t(name),
 	   unnest(ARRAY['idem_ann', 'idem_bob', 'idem Eve, "the" 3rd', 'pg_monitor']::name[]) AS r(name);
 SELECT ok(has_table_privilege('idem_ann', 'idem.idem_in_flight', 'SELECT'),
 	'everybody may look at idem_in_flight');
@@ -66,6 +68,7 @@ SELECT ok(has_table_privilege('idem_ann', 'idem.idem_in_flight', 'SELECT'),
 
 INSERT INTO idem.idem_key (expires_at, claimed_at, finished_at, owner, scope, key, response)
 VALUES ('infinity', now(), now(), 'idem_bob', '', 'k', '"of bob"');
+CREATE TABLE public.account (n int);
 
 SET LOCAL ROLE idem_ann;
 
@@ -86,6 +89,20 @@ SELECT throws_ok(command, '42501', NULL, 'refused to a plain role: ' || command)
 	'CREATE TRIGGER t BEFORE INSERT ON idem_key EXECUTE FUNCTION suppress_redundant_updates_trigger()',
 	'ALTER TABLE idem_key ENABLE ROW LEVEL SECURITY',
 	'DROP TABLE idem_key',
+	'SELECT * FROM idem_step',
+	'SELECT count(*) FROM idem_step',
+	'INSERT INTO idem_step (generation, step, attempt, finished_at) VALUES (1, ''s'', 1, now())',
+	'UPDATE idem_step SET result = NULL',
+	'DELETE FROM idem_step',
+	'TRUNCATE idem_step',
+	'LOCK TABLE idem_step IN ACCESS SHARE MODE',
+	'LOCK TABLE idem_step IN ACCESS EXCLUSIVE MODE',
+	'ALTER TABLE idem_step DROP COLUMN result',
+	'CREATE INDEX ON idem_step (finished_at)',
+	'CREATE TRIGGER t BEFORE INSERT ON idem_step EXECUTE FUNCTION suppress_redundant_updates_trigger()',
+	'DROP TABLE idem_step',
+	'ALTER TYPE idem_once_answer ADD ATTRIBUTE extra text',
+	'DROP TYPE idem_step_answer',
 	'SELECT * FROM idem_secret',
 	'UPDATE idem_secret SET secret = gen_random_uuid()',
 	'DELETE FROM idem_secret',
@@ -123,6 +140,48 @@ SELECT lives_ok($$SELECT idem_finish('k') FROM idem_claim('k')$$,
 SELECT is(expires_at - finished_at, '1 min', 'and have it kept for so long')
   FROM idem_lookup('k');
 
+SELECT results_eq(
+	$$SELECT key, outcome FROM idem_claim_many('{m1,m2}')$$,
+	$$VALUES ('m1', 'claimed'), ('m2', 'claimed')$$,
+	'claim many');
+SELECT results_eq(
+	$$SELECT * FROM idem_finish_many('{m1,m2}', '{1,2}')$$,
+	$$VALUES ('m1', '1'::jsonb), ('m2', '2')$$,
+	'finish many');
+SELECT lives_ok($$SELECT * FROM idem_claim('flow')$$, 'claim a flow');
+SELECT is(idem_step_finish('flow', 's', '"of ann"'), '"of ann"', 'do a step');
+SELECT results_eq($$SELECT done, result FROM idem_step('flow', 's')$$,
+	$$VALUES (true, '"of ann"'::jsonb)$$, 'have it done');
+SELECT results_eq($$SELECT step, result FROM idem_steps('flow')$$,
+	$$VALUES ('s', '"of ann"'::jsonb)$$, 'see it');
+SELECT lives_ok($$SELECT idem_release('flow')$$, 'and drop it with the flow');
+SELECT results_eq($$SELECT outcome, response FROM idem_once('once', 'SELECT current_user')$$,
+	$$VALUES ('claimed', '"idem_ann"'::jsonb)$$, 'run a command');
+SELECT set_config('request.headers', '{"idempotency-key": "http"}', true) \g /dev/null
+SELECT is(idem_http('SELECT current_user'), '"idem_ann"', 'for a request, too');
+SELECT isnt(idem_derive('k', 's'), NULL, 'derive a key');
+
+-- A command under a key has the rights of its caller, and no others.
+
+RESET ROLE;
+SET LOCAL SESSION AUTHORIZATION idem_ann;
+SELECT throws_ok(format('SELECT * FROM idem_once(''refused'', %L)', command), '42501', NULL,
+	'refused to a command of a plain role: ' || command)
+  FROM unnest(ARRAY[
+	'SELECT * FROM account',
+	'INSERT INTO account VALUES (1)',
+	'SELECT * FROM idem_key',
+	'SELECT * FROM idem_step',
+	'DELETE FROM idem_key',
+	'SELECT * FROM idem_secret',
+	'CREATE ROLE idem_other',
+	'SET ROLE idem_bob',
+	'DROP EXTENSION idempotency']) AS command;
+SELECT throws_ok($$SELECT idem_http('SELECT * FROM idem_key', scope => 'x')$$, '42501', NULL,
+	'nor for a request');
+SELECT is_empty($$SELECT * FROM idem_lookup('refused')$$, 'its key is free');
+RESET SESSION AUTHORIZATION;
+
 SET LOCAL ROLE idem_bob;
 SELECT results_eq(
 	$$SELECT outcome, response FROM idem_claim('k')$$,
@@ -134,6 +193,8 @@ SELECT results_eq(
 SET LOCAL ROLE idem_reader;
 SELECT lives_ok($$SELECT * FROM idem_key$$, 'pg_read_all_data reads idem_key');
 SELECT throws_ok($$DELETE FROM idem_key$$, '42501', NULL, 'but may not write it');
+SELECT lives_ok($$SELECT * FROM idem_step$$, 'and idem_step');
+SELECT throws_ok($$DELETE FROM idem_step$$, '42501', NULL, 'as little');
 
 -- Without EXECUTE there is no way at all.
 
@@ -147,7 +208,21 @@ SELECT throws_ok(command, '42501', NULL, 'revoked: ' || command)
 	'SELECT idem_release(''x'')',
 	'SELECT * FROM idem_lookup(''x'')',
 	'SELECT idem_forget(''x'')',
-	'SELECT idem_expire()']) AS command;
+	'SELECT idem_expire()',
+	'SELECT * FROM idem_claim_many(''{x}'')',
+	'SELECT * FROM idem_claim_many(''{}'')',
+	'SELECT * FROM idem_finish_many(''{x}'')',
+	'SELECT * FROM idem_once(''x'', ''SELECT 1'')',
+	'SELECT idem_http(''SELECT 1'')',
+	'SELECT idem_derive(''x'', ''s'')',
+	'SELECT * FROM idem_step(''x'', ''s'')',
+	'SELECT idem_step_finish(''x'', ''s'')',
+	'SELECT * FROM idem_steps(''x'')']) AS command;
+RESET ROLE;
+GRANT EXECUTE ON FUNCTION idem.idem_once TO idem_ann;
+SET LOCAL ROLE idem_ann;
+SELECT results_eq($$SELECT outcome, response FROM idem_once('granted', 'SELECT 1')$$,
+	$$VALUES ('claimed', '1'::jsonb)$$, 'idem_once needs no other function to be granted');
 
 RESET ROLE;
 SELECT * FROM finish();

@@ -7,7 +7,7 @@ SET LOCAL client_min_messages = warning;
 CREATE EXTENSION IF NOT EXISTS pgtap;
 
 CREATE ROLE idem_ann;
-SELECT plan(19);
+SELECT plan(35);
 
 CREATE SCHEMA "My Ext.%s (ä)";
 GRANT USAGE ON SCHEMA "My Ext.%s (ä)" TO idem_ann;
@@ -45,6 +45,26 @@ SELECT is("My Ext.%s (ä)".idem_expire(), 0::bigint, 'expire');
 SELECT lives_ok(
 	$$SELECT "My Ext.%s (ä)".idem_release('k') FROM "My Ext.%s (ä)".idem_claim('k')$$,
 	'release');
+SELECT results_eq(
+	$$SELECT key, outcome FROM "My Ext.%s (ä)".idem_claim_many('{a,b}')$$,
+	$$VALUES ('a', 'claimed'), ('b', 'claimed')$$, 'claim many');
+SELECT is("My Ext.%s (ä)".idem_step_finish('a', 's', '1'), '1', 'finish a step');
+SELECT results_eq(
+	$$SELECT done, result FROM "My Ext.%s (ä)".idem_step('a', 's')$$,
+	$$VALUES (true, '1'::jsonb)$$, 'ask for it');
+SELECT results_eq(
+	$$SELECT step, result FROM "My Ext.%s (ä)".idem_steps('a')$$,
+	$$VALUES ('s', '1'::jsonb)$$, 'list it');
+SELECT results_eq(
+	$$SELECT * FROM "My Ext.%s (ä)".idem_finish_many('{a,b}', '{1,2}')$$,
+	$$VALUES ('a', '1'::jsonb), ('b', '2')$$, 'finish many');
+SELECT results_eq(
+	$$SELECT outcome, response FROM "My Ext.%s (ä)".idem_once('c', 'SELECT current_schemas(false)::text')$$,
+	$$VALUES ('claimed', '"{public}"'::jsonb)$$, 'run a command, in the search_path of the caller');
+SELECT set_config('request.headers', '{"idempotency-key": "d"}', true) \g /dev/null
+SELECT is("My Ext.%s (ä)".idem_http('SELECT 1'), '1', 'for a request, too');
+SELECT is("My Ext.%s (ä)".idem_derive('k', 's', namespace => '00000000-0000-4000-8000-000000000000')::text ~ '-8...-[89ab]',
+	true, 'derive');
 RESET SESSION AUTHORIZATION;
 
 -- Schemas may be renamed, extensions may not move.
@@ -58,6 +78,15 @@ SELECT results_eq(
 	$$SELECT outcome, plain.idem_finish('l') FROM plain.idem_claim('l')$$,
 	$$VALUES ('claimed', NULL::jsonb)$$, 'and the extension works there');
 SELECT isnt_empty($$SELECT * FROM plain.idem_in_flight$$, 'and its view');
+SELECT results_eq(
+	$$SELECT outcome, response FROM plain.idem_once('c', 'SELECT 2')$$,
+	$$VALUES ('replayed', '"{public}"'::jsonb)$$, 'with what was done before');
+SELECT results_eq(
+	$$SELECT step, result FROM plain.idem_steps('a')$$,
+	$$VALUES ('s', '1'::jsonb)$$, 'step by step');
+SELECT results_eq(
+	$$SELECT key, outcome, response FROM plain.idem_claim_many('{b,a}')$$,
+	$$VALUES ('b', 'replayed', '2'::jsonb), ('a', 'replayed', '1')$$, 'key by key');
 RESET SESSION AUTHORIZATION;
 SELECT throws_ok($$ALTER EXTENSION idempotency SET SCHEMA public$$, '0A000', NULL,
 	'the extension does not move');
@@ -66,13 +95,20 @@ SELECT throws_ok($$ALTER EXTENSION idempotency SET SCHEMA public$$, '0A000', NUL
 
 SELECT results_eq($$SELECT outcome FROM plain.idem_claim('pending')$$,
 	$$VALUES ('claimed')$$, 'a claim');
+SELECT is(plain.idem_step_finish('pending', 's', '1'), '1', 'with a step');
 DROP EXTENSION idempotency;
 CREATE EXTENSION idempotency SCHEMA public;
 SELECT throws_ok($$SELECT idem_finish('pending')$$, 'ID001', NULL,
 	'goes with the extension');
-SELECT results_eq(
-	$$SELECT outcome, idem_finish('pending') FROM idem_claim('pending')$$,
-	$$VALUES ('claimed', NULL::jsonb)$$, 'and can be made in its successor');
+SELECT throws_ok($$SELECT * FROM idem_step('pending', 's')$$, 'ID001', NULL,
+	'so does its step');
+SELECT results_eq($$SELECT outcome, response FROM idem_once('c', 'SELECT 3')$$,
+	$$VALUES ('claimed', '3'::jsonb)$$, 'and all that was done');
+SELECT results_eq($$SELECT outcome FROM idem_claim('pending')$$,
+	$$VALUES ('claimed')$$, 'it can be made in its successor');
+SELECT results_eq($$SELECT done, result FROM idem_step('pending', 's')$$,
+	$$VALUES (false, NULL::jsonb)$$, 'with no step done');
+SELECT is(idem_finish('pending', '1'), '1', 'and finished');
 
 SELECT * FROM finish();
 ROLLBACK;

@@ -1,6 +1,6 @@
 # A streaming standby: what is known of a key can be looked up there, nothing
-# can be claimed. After its promotion a finished key is replayed, and a key
-# that was being worked on is free.
+# can be claimed. After its promotion a finished key is replayed, a key that was
+# being worked on is free, and a step that was committed is done.
 
 use strict;
 use warnings;
@@ -38,7 +38,24 @@ $primary->safe_psql('postgres', q{
 	INSERT INTO effect VALUES ('prepared');
 	SELECT idem_finish('prepared', '{"id": 2}');
 	PREPARE TRANSACTION 'p';
+	BEGIN;
+	SELECT FROM idem_claim('flow');
+	SELECT idem_step_finish('flow', 'order', '{"order": 7}');
+	SELECT idem_step_finish('flow', 'mail');
+	SELECT idem_finish('flow', '"all"');
+	COMMIT;
 });
+
+# A flow that is under way: two steps are committed, the third is not.
+my $token = $primary->safe_psql('postgres',
+	q{SELECT token FROM idem_claim('under way', lease => '1 h')});
+$primary->safe_psql('postgres', qq{
+	SELECT idem_step_finish('under way', 'order', '{"order": 8}', token => $token, request => '[1]');
+	SELECT idem_step_finish('under way', 'charge', token => $token)});
+my $step = $primary->background_psql('postgres', on_error_stop => 0);
+$step->query_safe(qq{
+	BEGIN;
+	SELECT idem_step_finish('under way', 'mail', token => $token)});
 my $pending = $primary->background_psql('postgres', on_error_stop => 0);
 $pending->query_safe(q{
 	BEGIN;
@@ -64,16 +81,40 @@ for my $key ('short', 'prepared', 'pending', 'finished', 'never')
 	is($standby->safe_psql('postgres', "SELECT * FROM idem_lookup('$key')"),
 		'', "$key: nothing to be seen");
 }
+my $steps = q{SELECT step, result, attempt FROM idem_steps};
+is($standby->safe_psql('postgres', "$steps('flow')"), qq(order|{"order": 7}|1\nmail||1),
+	'the steps of a finished key are seen on the standby');
+is($standby->safe_psql('postgres', q{SELECT state, response FROM idem_lookup('flow')}),
+	'finished|"all"', 'and the key');
+is($standby->safe_psql('postgres', "$steps('under way')"), qq(order|{"order": 8}|1\ncharge||1),
+	'the steps of a flow that is under way: those that are committed');
+is($standby->safe_psql('postgres', q{
+	SELECT state, lease_until > clock_timestamp() FROM idem_lookup('under way')}),
+	'in_progress|t', 'and its lease');
+is($standby->safe_psql('postgres', "$steps('done'); $steps('never')"), '',
+	'no steps of keys that have none');
+is($standby->safe_psql('postgres', qq{
+	BEGIN ISOLATION LEVEL REPEATABLE READ;
+	$steps('flow');
+	COMMIT;}), qq(order|{"order": 7}|1\nmail||1), 'steps under REPEATABLE READ');
 is($standby->safe_psql('postgres', q{
 	BEGIN ISOLATION LEVEL REPEATABLE READ;
 	SELECT state FROM idem_lookup('done');
 	COMMIT;}), 'finished', 'a lookup under REPEATABLE READ');
-is($standby->safe_psql('postgres', 'SELECT count(*) FROM idem_in_flight'), 0,
-	'idem_in_flight works, and is empty');
+is($standby->safe_psql('postgres', 'SELECT state, key FROM idem_in_flight'),
+	'in_progress|under way', 'idem_in_flight works, and shows the lease');
 
 for my $command (
 	q{SELECT * FROM idem_claim('done')},
 	q{SELECT * FROM idem_claim('new', wait => '0')},
+	q{SELECT * FROM idem_claim_many('{done,new}')},
+	q{SELECT * FROM idem_finish_many('{done}')},
+	q{SELECT * FROM idem_once('done', 'SELECT 1')},
+	q{SELECT * FROM idem_once('new', 'SELECT 1')},
+	q{SELECT * FROM idem_step('flow', 'order')},
+	qq{SELECT * FROM idem_step('under way', 'order', token => $token)},
+	q{SELECT idem_step_finish('flow', 'order')},
+	qq{SELECT idem_step_finish('under way', 'mail', token => $token)},
 	q{SELECT idem_finish('done')},
 	q{SELECT idem_release('done')},
 	q{SELECT idem_forget('done')},
@@ -98,6 +139,32 @@ $standby->promote;
 is($session->query(q{SELECT outcome, response FROM idem_claim('done', request => '[1]')}),
 	'replayed|{"id": 1}', 'that session replays after the promotion');
 $session->quit;
+is($standby->safe_psql('postgres', qq{
+	SELECT done, result FROM idem_step('under way', 'order', token => $token, request => '[1]');
+	SELECT done, result FROM idem_step('under way', 'charge', token => $token);
+	SELECT done, result FROM idem_step('under way', 'mail', token => $token)}),
+	qq(t|{"order": 8}\nt|\nf|), 'steps are done after the promotion if they were committed before');
+is($standby->safe_psql('postgres', q{
+	UPDATE idem_key SET lease_until = clock_timestamp() WHERE key = 'under way';
+	BEGIN;
+	SELECT outcome, attempt FROM idem_claim('under way');
+	SELECT done, result FROM idem_step('under way', 'order', request => '[1]');
+	SELECT done, result FROM idem_step('under way', 'charge');
+	SELECT done, result FROM idem_step('under way', 'mail');
+	SELECT idem_step_finish('under way', 'mail', '"late"');
+	SELECT idem_finish('under way', '"done"');
+	COMMIT;}),
+	qq(claimed|2\nt|{"order": 8}\nt|\nf|\n"late"\n"done"), 'also for who takes over');
+is($standby->safe_psql('postgres', "$steps('under way')"),
+	qq(order|{"order": 8}|1\ncharge||1\nmail|"late"|2), 'all steps, in order');
+{
+	my ($out, $err);
+	$standby->psql('postgres', qq{
+		\\set VERBOSITY sqlstate
+		SELECT * FROM idem_step('under way', 'order', token => $token)},
+		stdout => \$out, stderr => \$err);
+	like($err, qr/ERROR:  ID003$/, 'the former holder is refused');
+}
 is($standby->safe_psql('postgres',
 	q{SELECT outcome FROM idem_claim('done', request => '[2]')}),
 	'mismatch', 'with the fingerprint');

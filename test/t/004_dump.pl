@@ -1,5 +1,6 @@
 # pg_dump and pg_restore: what has been done stays done in another database, on
-# another server, where roles have other OIDs. The secret does not travel.
+# another server, where roles have other OIDs, and a flow goes on there with the
+# steps that it has done. The secret does not travel.
 
 use strict;
 use warnings;
@@ -49,8 +50,36 @@ $old->safe_psql('shop', qq{
 	SELECT $schema.idem_finish('k', '{"by": "bob"}', 's')
 	  FROM $schema.idem_claim('k', scope => 's');
 });
+
+# Flows: one that is finished, one that is under way, and one whose role goes.
+$old->safe_psql('shop', qq{
+	CREATE ROLE gone;
+	SET SESSION AUTHORIZATION "Ann's role";
+	BEGIN;
+	SELECT FROM $schema.idem_claim('flow');
+	SELECT $schema.idem_step_finish('flow', 'one', '{"n": 1}');
+	SELECT $schema.idem_step_finish('flow', 'two');
+	SELECT $schema.idem_finish('flow', '2');
+	COMMIT;
+	SET SESSION AUTHORIZATION bob;
+	SELECT $schema.idem_step_finish('flow', E'\\t\\\\"\\u00e4', '{"n": 10.0}', request => '[1.0]', token => token)
+	  FROM $schema.idem_claim('flow', lease => '1 h');
+	SET SESSION AUTHORIZATION gone;
+	SELECT $schema.idem_step_finish('flow', 'vanishes', token => token)
+	  FROM $schema.idem_claim('flow', lease => '1 h');
+	RESET SESSION AUTHORIZATION;
+	DROP ROLE gone;
+});
+
+# All that there is; what is dumped are the keys of roles, and their steps.
 my $records = qq{SELECT * FROM $schema.idem_key ORDER BY owner::text, scope, key};
-my $before = $old->safe_psql('shop', $records);
+my $steps = qq{SELECT * FROM $schema.idem_step ORDER BY generation, step};
+my $all = $old->safe_psql('shop', $steps);
+my $before = $old->safe_psql('shop',
+	$records =~ s/ORDER/WHERE owner IN (SELECT oid FROM pg_roles) ORDER/r);
+my $steps_before = $old->safe_psql('shop', $steps =~ s/ORDER/WHERE step <> 'vanishes' ORDER/r);
+is(scalar(split /\n/, $all), 4, 'there are four steps');
+is(scalar(split /\n/, $steps_before), 3, 'one of them of a vanished role');
 my $secret = $old->safe_psql('shop', "SELECT secret FROM $schema.idem_secret");
 like($secret, qr/^[0-9a-f-]{36}$/, 'there is one secret');
 
@@ -71,6 +100,8 @@ $pending->quit;
 my $plain = slurp_file("$dir/plain");
 unlike($plain, qr/\Q$secret\E/, 'the secret is not dumped');
 unlike($plain, qr/in flight/, 'nor what is not committed');
+like($plain, qr/COPY \Q$schema\E\.idem_step /, 'the steps are dumped');
+unlike($plain, qr/vanishes/, 'but not those of vanished roles');
 unlike($plain, qr/CREATE (TABLE|VIEW|FUNCTION) \Q$schema\E/,
 	'members of the extension are left to CREATE EXTENSION');
 like($plain, qr/COPY \Q$schema\E\.idem_key /, 'the records are dumped');
@@ -83,6 +114,23 @@ sub check
 	my ($node, $database, $how) = @_;
 
 	is($node->safe_psql($database, $records), $before, "$how: same records");
+	is($node->safe_psql($database, $steps), $steps_before, "$how: same steps");
+	is($node->safe_psql($database, qq{
+		BEGIN;
+		UPDATE $schema.idem_key SET lease_until = clock_timestamp() WHERE key = 'flow' AND owner = 'bob'::regrole;
+		SET LOCAL SESSION AUTHORIZATION bob;
+		SELECT outcome, attempt FROM $schema.idem_claim('flow');
+		SELECT done, result FROM $schema.idem_step('flow', E'\\t\\\\"\\u00e4', request => '[1]');
+		SELECT done FROM $schema.idem_step('flow', 'two');
+		SELECT $schema.idem_step_finish('flow', 'two', '"new"');
+		SELECT $schema.idem_finish('flow', '3');
+		SELECT step = 'two', result, attempt FROM $schema.idem_steps('flow');
+		SET LOCAL SESSION AUTHORIZATION "Ann's role";
+		SELECT outcome, response FROM $schema.idem_claim('flow');
+		SELECT step, result, attempt FROM $schema.idem_steps('flow');
+		ROLLBACK;}),
+		join("\n", 'claimed|2', 't|{"n": 10.0}', 'f', '"new"', '3', 'f|{"n": 10.0}|1', 't|"new"|2',
+			'replayed|2', 'one|{"n": 1}|1', 'two||1'), "$how: a flow goes on");
 	is($node->safe_psql($database, qq{
 		SET SESSION AUTHORIZATION "Ann's role";
 		SELECT outcome, response FROM $schema.idem_claim('k', scope => 's', request => '{"amount": 10}');
@@ -99,7 +147,7 @@ sub check
 	isnt($other, $secret, "$how: another secret");
 	is($node->safe_psql($database, qq{
 		SELECT count(*) FROM pg_class, LATERAL aclexplode(relacl) AS a
-		 WHERE oid IN ('$schema.idem_key'::regclass, '$schema.idem_secret'::regclass)
+		 WHERE oid IN ('$schema.idem_key'::regclass, '$schema.idem_step'::regclass, '$schema.idem_secret'::regclass)
 		   AND a.grantee <> relowner}), 0, "$how: privileges for nobody");
 	is($node->safe_psql($database, qq{
 		SET SESSION AUTHORIZATION bob;
@@ -130,6 +178,23 @@ check($new, 'shop3', 'pg_restore -j');
 # A copy made by the server has the records, too.
 $new->safe_psql('postgres', 'CREATE DATABASE shop4 TEMPLATE shop3');
 is($new->safe_psql('shop4', $records), $before, 'CREATE DATABASE ... TEMPLATE: same records');
+is($new->safe_psql('shop4', $steps), $steps_before, 'CREATE DATABASE ... TEMPLATE: same steps');
+
+# Neither table needs the other to be there first.
+my ($list, $err) = run_command([ 'pg_restore', '-l', "$dir/custom" ]);
+my ($key_data) = $list =~ /^(\d+;.* TABLE DATA .* idem_key .*\n)/m;
+my ($step_data) = $list =~ /^(\d+;.* TABLE DATA .* idem_step .*\n)/m;
+for my $order ("$key_data$step_data", "$step_data$key_data")
+{
+	my $how = $order =~ /key.*step/s ? 'keys before steps' : 'steps before keys';
+	my $database = $how =~ s/ /_/gr;
+	my $others = $list =~ s/\Q$key_data\E//r =~ s/^\Q$step_data\E/$order/mr;
+	append_to_file("$dir/$database", $others);
+	$new->safe_psql('postgres', "CREATE DATABASE $database");
+	$new->command_ok([ 'pg_restore', '--exit-on-error', '-L', "$dir/$database", '-d', $database,
+		"$dir/custom" ], "restored by pg_restore, $how");
+	check($new, $database, $how);
+}
 
 $old->stop;
 $new->stop;

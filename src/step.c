@@ -199,8 +199,11 @@ idem_step_finish(PG_FUNCTION_ARGS)
 	}
 	else
 	{
-		lease_guard(&key, token, &record);
-		if (record.generation == 0)
+		/* the first step changes the row, which holds off a takeover, too */
+		lease_find(&key, token, &record);
+		if (record.generation != 0)
+			lease_guard(&key, token, &record);
+		else
 		{
 			generation = lease_new_token();
 			if (!lease_change(&key, token, &record,

@@ -69,9 +69,9 @@ FROM idem_claim_many((SELECT array_agg('many-' || n) FROM generate_series(1, 100
 -- nothing to do
 SELECT * FROM idem_claim_many('{}');
 SELECT * FROM idem_finish_many('{}');
+SELECT * FROM idem_finish_many((SELECT array_agg(key) FROM idem_claim_many('{l1,l2}') WHERE outcome = 'claimed'));
 
 -- arguments
-SELECT * FROM idem_claim_many(NULL);
 SELECT * FROM idem_claim_many('{}', scope => NULL);
 SELECT * FROM idem_claim_many('{a,NULL}');
 SELECT * FROM idem_claim_many(ARRAY['a', '']);

@@ -16,6 +16,7 @@ SELECT * FROM idem_once('values', 'SELECT NULLIF(n, 2) FROM generate_series(1, 3
 SELECT * FROM idem_once('no row', 'SELECT 1 WHERE false');
 SELECT * FROM idem_once('null', 'SELECT NULL');
 SELECT * FROM idem_once('null in a row', 'SELECT NULL AS a, 1 AS b');
+SELECT * FROM idem_once('names', 'SELECT 1, 2');
 SELECT * FROM idem_once('no column', 'SELECT FROM payment');
 SELECT * FROM idem_once('no result', 'UPDATE payment SET memo = upper(memo)');
 SELECT * FROM idem_once('void', 'SELECT pg_advisory_xact_lock(1)');

@@ -67,7 +67,8 @@ static int	batch_compare(const void *a, const void *b);
  *
  * Claims each of the keys, or tells why not: a row for each, in the order given.
  *
- *	keys		none may be null; one that is given again is in_progress
+ *	keys		NULL for none; none of them may be null; one that is given again
+ *				is in_progress
  *	requests	one for each key, or NULL
  *	wait		for transactions, and for all keys together; leases are not waited for
  *	the rest	as for idem_claim
@@ -147,6 +148,7 @@ idem_claim_many(PG_FUNCTION_ARGS)
  * Finishes each of the keys, all or none, and returns the responses in the order
  * given.
  *
+ *	keys		NULL for none
  *	responses	one for each key, or NULL for none at all
  *	tokens		one for each key, or NULL; a null one stands for a claim of this
  *				transaction, others for leases
@@ -258,12 +260,10 @@ batch_keys(FunctionCallInfo fcinfo, int keys_arg, int scope_arg,
 		PG_GETARG_TEXT_PP(scope_arg);
 	BatchKey   *keys;
 
-	if (PG_ARGISNULL(keys_arg))
-		ereport(ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("keys must not be null"),
-				 errhint("Use an empty array for no keys.")));
-	args_array(given, PG_GETARG_DATUM(keys_arg), "keys", TEXTOID);
+	/* array_agg() of no rows is null */
+	given->n = 0;
+	if (!PG_ARGISNULL(keys_arg))
+		args_array(given, PG_GETARG_DATUM(keys_arg), "keys", TEXTOID);
 	key_check_text("scope", scope, IDEM_MAX_SCOPE_LEN);
 
 	keys = MemoryContextAllocHuge(CurrentMemoryContext,

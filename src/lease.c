@@ -62,7 +62,7 @@ PG_FUNCTION_INFO_V1(idem_renew);
 PG_FUNCTION_INFO_V1(idem_guard);
 PG_FUNCTION_INFO_V1(idem_resolve);
 
-pg_noreturn static void lease_raise_stale(const IdemKey *key);
+pg_noreturn static void lease_raise_stale(const IdemKey *key, bool exists);
 
 /* A token: positive, and never the same twice but by a chance of 2^-63. */
 int64
@@ -141,12 +141,13 @@ void
 lease_find(const IdemKey *key, int64 token, IdemRecord *record)
 {
 	IdemLook	look;
+	bool		exists;
 
 	record_look_twice(key, &look);
-	if (!look.found || pending_unfinished(key) != NULL ||
-		!record_is_live(&look.record, GetCurrentTimestamp()) ||
+	exists = look.found && record_is_live(&look.record, GetCurrentTimestamp());
+	if (!exists || pending_unfinished(key) != NULL ||
 		look.record.lease.token != token)
-		lease_raise_stale(key);
+		lease_raise_stale(key, exists);
 	*record = look.record;
 }
 
@@ -236,12 +237,15 @@ lease_raise_finished(const IdemKey *key)
 }
 
 static void
-lease_raise_stale(const IdemKey *key)
+lease_raise_stale(const IdemKey *key, bool exists)
 {
 	ereport(ERROR,
 			(errcode(ERRCODE_IDEM_STALE),
 			 errmsg("lease of key \"%s\" is not yours any more", key_name(key)),
-			 errdetail("It was taken over, resolved, released or forgotten, or it has expired."),
+			 exists ?
+			 errdetail("It has another token: it was taken over or resolved, or the token is not the one that was claimed with it.") :
+			 errdetail("This role has none in scope \"%s\": it was released or forgotten or has expired, or key, scope or role are not those of the claim.",
+					   pnstrdup(key->scope, key->scope_len)),
 			 errhint("Undo the work if you can; do not repeat it under this token.")));
 }
 
@@ -253,7 +257,7 @@ lease_raise_settled(const IdemKey *key, const IdemRecord *record)
 			 record->state == IDEM_FINISHED ?
 			 errmsg("key \"%s\" is finished already", key_name(key)) :
 			 errmsg("key \"%s\" has failed already", key_name(key)),
-			 errhint("A lease ends with idem_finish, idem_fail or idem_release.")));
+			 errhint("A lease ends with idem_finish, idem_fail or idem_release; idem_claim answers with what was stored.")));
 }
 
 /* How idem_lookup calls the state of a record that has not expired. */

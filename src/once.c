@@ -13,7 +13,7 @@
  *
  *		no result, no rows, void	NULL
  *		one row of one column		its value, as by to_jsonb(); NULL stays NULL
- *		one row of more columns		an object
+ *		one row of more columns		an object; the columns need different names
  *		more rows					an array of these
  *
  * Plans are kept for the session, the ones used last, and have the semantics of
@@ -122,6 +122,7 @@ static Jsonb *once_execute(const char *command, const ArgsArray *params);
 static void once_bind(const OncePlan *plan, const ArgsArray *params,
 					  Datum **values, char **nulls);
 static void once_error_parameter(void *arg);
+static void once_check_names(TupleDesc desc);
 static Jsonb *once_result(SPITupleTable *table, uint64 nrows);
 static Jsonb *once_row(FmgrInfo *convert, HeapTuple tuple, TupleDesc desc);
 
@@ -142,7 +143,8 @@ static Jsonb *once_row(FmgrInfo *convert, HeapTuple tuple, TupleDesc desc);
  * Raises as idem_claim and idem_finish, what the command raises, and 22004
  * (command null), 42601 (not one statement), 42P18 (type of a parameter not
  * to be inferred), 22023 (number of parameters), 2202E (params of several
- * dimensions), 0A000 (COPY, transaction control).
+ * dimensions), 42701 (two columns of the result with one name), 0A000 (COPY,
+ * transaction control).
  */
 Datum
 idem_once(PG_FUNCTION_ARGS)
@@ -546,6 +548,21 @@ once_error_parameter(void *arg)
 	errcontext("parameter $%d of the command", *(int *) arg);
 }
 
+/* An object keeps only one of two members with the same name. */
+static void
+once_check_names(TupleDesc desc)
+{
+	for (int i = 1; i < desc->natts; i++)
+		for (int j = 0; j < i; j++)
+			if (strcmp(NameStr(TupleDescAttr(desc, i)->attname),
+					   NameStr(TupleDescAttr(desc, j)->attname)) == 0)
+				ereport(ERROR,
+						(errcode(ERRCODE_DUPLICATE_COLUMN),
+						 errmsg("column \"%s\" of the result appears more than once",
+								NameStr(TupleDescAttr(desc, i)->attname)),
+						 errhint("Give the columns names of their own.")));
+}
+
 /* The rows of a result as jsonb; NULL for none. */
 static Jsonb *
 once_result(SPITupleTable *table, uint64 nrows)
@@ -560,6 +577,8 @@ once_result(SPITupleTable *table, uint64 nrows)
 	if (nrows == 0 || desc->natts == 0 ||
 		(desc->natts == 1 && TupleDescAttr(desc, 0)->atttypid == VOIDOID))
 		return NULL;
+
+	once_check_names(desc);
 
 	/* to_jsonb() asks for the type of its argument */
 	argument->typeId = desc->natts == 1 ? TupleDescAttr(desc, 0)->atttypid :

@@ -29,5 +29,5 @@ AS 'MODULE_PATHNAME', 'idem_once'
 LANGUAGE C VOLATILE PARALLEL UNSAFE;
 
 COMMENT ON FUNCTION @extschema@.idem_once(pg_catalog.text, pg_catalog.text, pg_catalog.text[], pg_catalog.interval, pg_catalog.jsonb, pg_catalog.text, pg_catalog.interval) IS
-'Claim, run one statement as the caller, and finish with its result as jsonb, in one round trip; a repeat gets the stored result. Parameters $1, $2, ... are given as text. Result: the value of a single column, an object for more columns, an array for more rows, null for none.';
+'Claim, run one statement as the caller, and finish with its result as jsonb, in one round trip; the statement must never come from a client; a repeat gets the stored result. Parameters $1, $2, ... are given as text. Result: the value of a single column, an object for more columns, an array for more rows, null for none.';
 

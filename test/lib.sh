@@ -51,9 +51,9 @@ sandbox()
 	list_checkout |
 		tar -C "$ROOT" --null -T - --ignore-failed-read --warning=none -cf - |
 		"${as_user[@]}" tar -C src -xf -
-	trap 'exit 129' HUP
-	trap 'exit 130' INT
-	trap 'exit 143' TERM
+	trap 'stop 129' HUP
+	trap 'stop 130' INT
+	trap 'stop 143' TERM
 
 	# A process group of its own, so that all of it can be stopped; in the
 	# background, because bash runs no trap while it waits for the foreground.
@@ -81,6 +81,13 @@ list_checkout()
 		(cd "$ROOT" && find . -name .git -prune -o -type f ! -name '*.o' \
 			! -name '*.bc' ! -name '*.so' ! -path './sql/idempotency--*' -print0)
 	fi
+}
+
+# A second signal, such as timeout sends, must not end the clearing up.
+stop()
+{
+	trap '' HUP INT TERM
+	exit "$1"
 }
 
 clear_up()

@@ -231,20 +231,12 @@ http_request_scope(void)
 static char *
 http_digest(const StringInfo value)
 {
-	static const char prefix[] = "sha256:";
-	bytea	   *digest;
-	char	   *result;
-	char	   *end;
+	text	   *data = cstring_to_text_with_len(value->data, value->len);
+	Datum		digest = DirectFunctionCall1(sha256_bytea, PointerGetDatum(data));
+	Datum		hex = DirectFunctionCall2(binary_encode, digest,
+										  CStringGetTextDatum("hex"));
 
-	digest = DatumGetByteaPP(DirectFunctionCall1(sha256_bytea,
-												 PointerGetDatum(cstring_to_text_with_len(value->data,
-																						  value->len))));
-	result = palloc(sizeof(prefix) + 2 * VARSIZE_ANY_EXHDR(digest));
-	memcpy(result, prefix, sizeof(prefix));
-	end = result + strlen(prefix);
-	end += hex_encode(VARDATA_ANY(digest), VARSIZE_ANY_EXHDR(digest), end);
-	*end = '\0';
-	return result;
+	return psprintf("sha256:%s", TextDatumGetCString(hex));
 }
 
 static Jsonb *

@@ -42,7 +42,6 @@
 #include "lib/ilist.h"
 #include "miscadmin.h"
 #include "nodes/makefuncs.h"
-#include "nodes/nodeFuncs.h"
 #include "parser/analyze.h"
 #include "parser/parser.h"
 #include "pgtime.h"
@@ -112,7 +111,8 @@ static int	once_nplans = 0;
 
 static void once_type_changed(Datum arg, int cache, uint32 hash);
 static OncePlan *once_plan(const char *command);
-static OncePlan *once_prepare(const char *command, uint32 hash);
+static OncePlan *once_prepare(const char *command, uint32 hash,
+							  const OnceSettings *settings);
 static void once_infer_types(const char *command, Oid **types, int *ntypes);
 static void once_error_position(void *arg);
 static void once_drop(OncePlan *plan);
@@ -300,7 +300,7 @@ once_plan(const char *command)
 		once_drop(plan);
 		break;
 	}
-	return once_prepare(command, hash);
+	return once_prepare(command, hash, &settings);
 }
 
 /*
@@ -359,7 +359,7 @@ once_error_position(void *arg)
 }
 
 static OncePlan *
-once_prepare(const char *command, uint32 hash)
+once_prepare(const char *command, uint32 hash, const OnceSettings *settings)
 {
 	Oid		   *types;
 	int			ntypes;
@@ -379,7 +379,7 @@ once_prepare(const char *command, uint32 hash)
 	plan->command = MemoryContextStrdup(context, command);
 	plan->search_path = MemoryContextStrdup(context, namespace_search_path);
 	plan->role = GetUserId();
-	once_settings(&plan->settings);
+	memcpy(&plan->settings, settings, sizeof(*settings));
 	plan->context = context;
 	plan->nparams = ntypes;
 	plan->params = MemoryContextAlloc(context, ntypes * sizeof(OnceParam));

@@ -2,10 +2,11 @@
 #
 #   make, make install, make installcheck    as with any PGXS extension
 #   make test                                the whole suite in a cluster of its own
+#   make torture                             many clients, and all that can go wrong
 #   make demo                                the extension at work, in a cluster of its own
 #   make bench                               what it costs, beside what people write by hand
 #
-# The last three install what they miss (root or sudo), run as an
+# From "make test" on they install what they miss (root or sudo), run as an
 # unprivileged user on a socket of their own, and clean up behind themselves.
 
 EXTENSION   = idempotency
@@ -42,8 +43,9 @@ ISOLATION_OPTS = --inputdir=test/isolation --outputdir=test/isolation/output
 
 EXTRA_CLEAN = $(SCRIPT) results output_iso test/isolation/output
 
-# "make test", "demo" and "bench" come before there is a PostgreSQL.
-ifneq ($(filter-out test demo bench, $(or $(MAKECMDGOALS), all)),)
+# What comes before there is a PostgreSQL.
+BARE        = test torture demo bench
+ifneq ($(filter-out $(BARE), $(or $(MAKECMDGOALS), all)),)
 PG_CONFIG  ?= pg_config
 PGXS       := $(shell $(PG_CONFIG) --pgxs)
 include $(PGXS)
@@ -63,10 +65,14 @@ $(SCRIPT): $(SCRIPT_SRC) idempotency.control
 test:
 	@test/run $(TESTS)
 
+# DURATION=3600 for an hour, SEED=… for the same one again
+torture:
+	@test/run torture
+
 demo:
 	@examples/demo/run
 
 bench:
 	@bench/run
 
-.PHONY: test demo bench
+.PHONY: $(BARE)

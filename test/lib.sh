@@ -12,7 +12,9 @@
 # caller, it installs what is missing, copies the checkout, runs the script once
 # more inside, as an unprivileged user, and clears up. Inside, it returns.
 #
-# PG_CONFIG chooses the server; KEEP=1 keeps the directory.
+# PG_CONFIG chooses the server; KEEP=1 keeps the directory. NEED_TAP and
+# NEED_PYTHON say, before this file is sourced, what a script needs besides the
+# server; PASS names the variables of the caller that it wants to see inside.
 
 set -euo pipefail
 
@@ -23,7 +25,7 @@ die() { say "$0: $*" >&2; exit 1; }
 
 sandbox()
 {
-	local script=$1 base=${TMPDIR:-/tmp} status=0
+	local script=$1 base=${TMPDIR:-/tmp} status=0 name pass=()
 	shift
 
 	if [ -n "${SANDBOX:-}" ]; then
@@ -57,12 +59,13 @@ sandbox()
 
 	# A process group of its own, so that all of it can be stopped; in the
 	# background, because bash runs no trap while it waits for the foreground.
+	for name in ${PASS:-}; do
+		pass+=("$name=${!name:-}")
+	done
 	set -m
 	"${as_user[@]}" env -i SANDBOX="$tmp" HOME="$tmp" TMPDIR="$tmp" LC_ALL=C \
 		PATH="$PATH" LD_LIBRARY_PATH="${LD_LIBRARY_PATH:-}" \
-		PG_CONFIG="$PG_CONFIG" KEEP="${KEEP:-}" \
-		IDEM_STORM_SECONDS="${IDEM_STORM_SECONDS:-}" \
-		IDEM_FENCE_SECONDS="${IDEM_FENCE_SECONDS:-}" \
+		PG_CONFIG="$PG_CONFIG" KEEP="${KEEP:-}" "${pass[@]}" \
 		bash "src/$script" "$@" </dev/null &
 	child=$!
 	set +m
@@ -160,6 +163,10 @@ missing()
 			perl -MIPC::Run -e 1 || say libipc-run-perl
 			command -v prove >/dev/null || say perl
 			[ -z "$major" ] || [ -x /usr/sbin/pgbouncer ] || say pgbouncer
+		fi
+		if [ -n "${NEED_PYTHON:-}" ]; then
+			# Debian's, whatever else is called python3 here
+			/usr/bin/python3 -c 'import psycopg2' || say python3 python3-psycopg2
 		fi
 	} 2>/dev/null | xargs
 }

@@ -1,17 +1,13 @@
 # A lease outlives everything but its own end: the backend that took it, the
 # server, the connection. And it does not outlive what it must not: a lease that
 # was lost with a primary is worth nothing on the promoted standby.
-#
-# The last part needs Debian's package pgbouncer; without it, it is skipped.
 
 use strict;
 use warnings;
 
-use IPC::Run;
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
-use Time::HiRes qw(sleep);
 
 my $primary = PostgreSQL::Test::Cluster->new('primary');
 $primary->init(allows_streaming => 1);
@@ -153,91 +149,6 @@ is(work($primary, 'is taken over', $token{'is taken over'}, 'stale'), 'ID003',
 	'also after another restart');
 is(work($primary, 'is taken over', $heir, 'heir'), 'done', 'not the new one');
 is(effects($primary, 'is taken over'), 'heir', 'whose work it is');
-
-# pgbouncer in transaction mode: a transaction each, over different server
-# connections.
-
-SKIP:
-{
-	my ($bouncer) = grep { -x } map { "$_/pgbouncer" } split(/:/, $ENV{PATH}), '/usr/sbin';
-	skip 'pgbouncer is not installed (apt-get install pgbouncer)', 1 unless $bouncer;
-
-	my $dir = PostgreSQL::Test::Utils::tempdir_short;
-	my $user = $primary->safe_psql('postgres', 'SELECT current_user');
-	my $port = PostgreSQL::Test::Cluster::get_free_port();
-	append_to_file("$dir/users", qq{"$user" ""\n});
-	append_to_file("$dir/ini", <<"EOT");
-[databases]
-postgres = host=@{[$primary->host]} port=@{[$primary->port]} dbname=postgres
-[pgbouncer]
-listen_addr =
-listen_port = $port
-unix_socket_dir = $dir
-auth_type = trust
-auth_file = $dir/users
-pool_mode = transaction
-default_pool_size = 5
-server_round_robin = 1
-ignore_startup_parameters = extra_float_digits,options
-EOT
-	my ($stdin, $log) = ('', '');
-	my $daemon = IPC::Run::start([ $bouncer, "$dir/ini" ],
-		'<', \$stdin, '>', \$log, '2>&1');
-	my $through = "host=$dir port=$port dbname=postgres user=$user";
-	my $up = 0;
-	for (1 .. 100)
-	{
-		$daemon->pump_nb;
-		$up = $primary->psql('postgres', 'SELECT 1', connstr => $through) == 0;
-		last if $up || !$daemon->pumpable;
-		sleep 0.1;
-	}
-	ok($up, 'pgbouncer is up') or diag $log;
-
-	my $ask = sub {
-		my ($sql) = @_;
-		return $primary->safe_psql('postgres', $sql, connstr => $through);
-	};
-
-	my ($outcome, $token, $pid) = split /\|/, $ask->(q{
-		SELECT outcome, token, pg_backend_pid() FROM idem_claim('pooled', lease => '1 h')});
-	is($outcome, 'claimed', 'pgbouncer: a lease');
-	is($ask->(q{SELECT outcome FROM idem_claim('pooled')}), 'in_progress',
-		'pgbouncer: busy for others');
-
-	# The pool grows only if its connections are busy, so the first is made so.
-	my ($busy_in, $busy_out) = ("BEGIN;\nSELECT 'busy', pg_backend_pid();\n", '');
-	my $busy = IPC::Run::start(
-		[ 'psql', '-XAtq', '-d', $through ], '<', \$busy_in, '>', \$busy_out);
-	for (1 .. 600)
-	{
-		$busy->pump_nb;
-		last if $busy_out =~ /busy/;
-		sleep 0.1;
-	}
-	is($busy_out, "busy|$pid\n", 'pgbouncer: the connection of the claim is busy with others');
-	my $other = $ask->(qq{
-		BEGIN;
-		SELECT pg_backend_pid();
-		SELECT FROM idem_guard('pooled', token => $token);
-		INSERT INTO effect VALUES ('pooled', 'holder');
-		SELECT idem_finish('pooled', '"holder"', token => $token);
-		COMMIT;
-	});
-	like($other, qr/^\d+\n+"holder"$/, 'pgbouncer: guard and finish');
-	isnt($other =~ s/\n.*//sr, $pid, 'pgbouncer: come through another one');
-	$busy_in .= "ROLLBACK;\n\\q\n";
-	$busy->finish;
-	is($ask->(q{SELECT outcome, response FROM idem_claim('pooled')}),
-		'replayed|"holder"', 'pgbouncer: replayed');
-	is(effects($primary, 'pooled'), 'holder', 'pgbouncer: done once');
-	is($primary->safe_psql('postgres',
-		q{SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'}), 0,
-		'pgbouncer: no lock stays with a connection');
-
-	$daemon->signal('INT');
-	$daemon->finish;
-}
 
 # A standby that lags is promoted. It has received the first lease of "fenced",
 # but neither its takeover, nor "lost" at all, nor the finish of "finished".

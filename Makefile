@@ -3,6 +3,7 @@
 #   make, make install, make installcheck    as with any PGXS extension
 #   make test                                the whole suite in a cluster of its own
 #   make torture                             many clients, and all that can go wrong
+#   make check-all                           that, and other servers, analyses, a model
 #   make demo                                the extension at work, in a cluster of its own
 #   make bench                               what it costs, beside what people write by hand
 #
@@ -44,7 +45,7 @@ ISOLATION_OPTS = --inputdir=test/isolation --outputdir=test/isolation/output
 EXTRA_CLEAN = $(SCRIPT) results output_iso test/isolation/output
 
 # What comes before there is a PostgreSQL.
-BARE        = test torture demo bench
+BARE        = test torture check-all demo bench
 ifneq ($(filter-out $(BARE), $(or $(MAKECMDGOALS), all)),)
 PG_CONFIG  ?= pg_config
 PGXS       := $(shell $(PG_CONFIG) --pgxs)
@@ -68,6 +69,9 @@ test:
 # DURATION=3600 for an hour, SEED=… for the same one again
 torture:
 	@test/run torture
+
+check-all:
+	@test/check-all
 
 demo:
 	@examples/demo/run

@@ -12,8 +12,8 @@
 # caller, it installs what is missing, copies the checkout, runs the script once
 # more inside, as an unprivileged user, and clears up. Inside, it returns.
 #
-# PG_CONFIG chooses the server; KEEP=1 keeps the directory. NEED_TAP and
-# NEED_PYTHON say, before this file is sourced, what a script needs besides the
+# PG_CONFIG chooses the server; KEEP=1 keeps the directory. NEED_TAP,
+# NEED_PYTHON and NEED_FAKETIME say, before this file is sourced, what a script needs besides the
 # server; PASS names the variables of the caller that it wants to see inside.
 
 set -euo pipefail
@@ -167,6 +167,9 @@ missing()
 		if [ -n "${NEED_PYTHON:-}" ]; then
 			# Debian's, whatever else is called python3 here
 			/usr/bin/python3 -c 'import psycopg2' || say python3 python3-psycopg2
+		fi
+		if [ -n "${NEED_FAKETIME:-}" ]; then
+			command -v faketime >/dev/null || say faketime
 		fi
 	} 2>/dev/null | xargs
 }

@@ -16,8 +16,8 @@ MODULE_big  = idempotency
 PGFILEDESC  = "idempotency - create-or-return-existing semantics inside a transaction"
 
 # One room, one object; the order is that of the house, from the door down.
-ROOMS       = idempotency http once batch finish claim step lookup lease janitor \
-              stats pending record memo store args answer lock key backoff realm
+ROOMS       = idempotency http once batch finish claim step lookup stats lease \
+              janitor pending record memo store args answer lock key backoff realm
 OBJS        = $(ROOMS:%=src/%.o)
 
 # The install script is assembled from the rooms' own declarations: tables

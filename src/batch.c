@@ -256,9 +256,11 @@ static BatchKey *
 batch_keys(FunctionCallInfo fcinfo, int keys_arg, int scope_arg,
 		   ArgsArray *given)
 {
-	const text *scope = PG_ARGISNULL(scope_arg) ? NULL :
-		PG_GETARG_TEXT_PP(scope_arg);
+	const text *scope = NULL;
 	BatchKey   *keys;
+
+	if (!PG_ARGISNULL(scope_arg))
+		scope = PG_GETARG_TEXT_PP(scope_arg);
 
 	/* array_agg() of no rows is null */
 	given->n = 0;

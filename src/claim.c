@@ -254,9 +254,10 @@ claim_decide_next(const ClaimRequest *request, ClaimSeries *series,
 			locked = false;
 
 			/*
-			 * Do not wait for a lease that this transaction has not committed,
-			 * since nobody else can end it; nor with the locks of other keys
-			 * of a series, since its holder may need them to end it.
+			 * Do not wait for a lease that this transaction has not
+			 * committed, since nobody else can end it; nor with the locks of
+			 * other keys of a series, since its holder may need them to end
+			 * it.
 			 */
 			if (verdict == CLAIM_ANSWERED || look.record.ours ||
 				series->scan != NULL ||
@@ -362,7 +363,7 @@ claim_hear(const ClaimRequest *request, const IdemRecord *record,
 		default:
 			ereport(ERROR,
 					(errcode(ERRCODE_DATA_CORRUPTED),
-					 errmsg("record of key \"%s\" has an unknown state",
+					 errmsg("record of key \"%s\" has an unrecognized state",
 							key_name(&request->key))));
 	}
 

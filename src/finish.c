@@ -379,4 +379,3 @@ finish_row_is_there(PendingClaim *pending)
 	}
 	return look.found;
 }
-

@@ -19,7 +19,7 @@
 /* Settings, see idempotency.c. */
 extern int	finish_max_attempts;	/* 0: no limit */
 extern int	finish_backoff_base;	/* milliseconds */
-extern int	finish_backoff_cap;		/* milliseconds */
+extern int	finish_backoff_cap; /* milliseconds */
 
 extern void finish_claims(PendingClaim *const *claims,
 						  Jsonb *const *responses, int n);

@@ -58,7 +58,7 @@ PG_FUNCTION_INFO_V1(idem_http);
 static char *http_request_key(void);
 static char *http_unquote(const char *header);
 static char *http_request_scope(void);
-static char *http_digest(const StringInfo value);
+static char *http_digest(const StringInfoData *value);
 static Jsonb *http_params_as_request(const ArgsArray *params);
 static Jsonb *http_envelope(Jsonb *body);
 static Jsonb *http_answer(const ClaimAnswer *answer);
@@ -229,7 +229,7 @@ http_request_scope(void)
 
 /* What is too long stands for itself by its SHA-256. */
 static char *
-http_digest(const StringInfo value)
+http_digest(const StringInfoData *value)
 {
 	text	   *data = cstring_to_text_with_len(value->data, value->len);
 	Datum		digest = DirectFunctionCall1(sha256_bytea, PointerGetDatum(data));

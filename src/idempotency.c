@@ -19,7 +19,10 @@
 #include "pending.h"
 #include "realm.h"
 
-PG_MODULE_MAGIC_EXT(.name = "idempotency", .version = IDEM_VERSION);
+PG_MODULE_MAGIC_EXT(
+					.name = "idempotency",
+					.version = IDEM_VERSION
+);
 
 extern PGDLLEXPORT void _PG_init(void);
 

@@ -38,7 +38,7 @@ static void key_check(const text *key);
 static uint64 key_siphash(const uint8 *secret, const uint8 *data, size_t len);
 static void key_append_bytes(StringInfo buf, char tag,
 							 const char *data, int len);
-static void key_sha256(const StringInfo data, uint8 *digest);
+static void key_sha256(const StringInfoData *data, uint8 *digest);
 static void key_append_utf8(StringInfo buf, const text *value);
 
 PG_FUNCTION_INFO_V1(idem_derive);
@@ -238,6 +238,7 @@ key_fingerprint(IdemFingerprint *result, Jsonb *request)
 	JsonbIteratorToken token;
 	JsonbValue	value;
 	const bool	skip_nested = false;
+	Datum		trimmed;
 	bytea	   *number;
 
 	result->given = request != NULL;
@@ -289,10 +290,9 @@ key_fingerprint(IdemFingerprint *result, Jsonb *request)
 								 value.val.string.val, value.val.string.len);
 				break;
 			case jbvNumeric:
-				number = DatumGetByteaPP(
-					DirectFunctionCall1(numeric_send,
-						DirectFunctionCall1(numeric_trim_scale,
-							NumericGetDatum(value.val.numeric))));
+				trimmed = DirectFunctionCall1(numeric_trim_scale,
+											  NumericGetDatum(value.val.numeric));
+				number = DatumGetByteaPP(DirectFunctionCall1(numeric_send, trimmed));
 				key_append_bytes(&buf, 'd', VARDATA_ANY(number),
 								 VARSIZE_ANY_EXHDR(number));
 				break;
@@ -360,7 +360,7 @@ key_append_bytes(StringInfo buf, char tag, const char *data, int len)
 }
 
 static void
-key_sha256(const StringInfo data, uint8 *digest)
+key_sha256(const StringInfoData *data, uint8 *digest)
 {
 	pg_cryptohash_ctx *ctx;
 

@@ -437,8 +437,8 @@ idem_resolve(PG_FUNCTION_ARGS)
 		{
 			record.lease.takeover = IDEM_RERUN;
 			record.expires_at = args_expiry(now, record.lease.has_ttl ?
-										   &record.lease.ttl : NULL,
-										   ARGS_ABANDONED);
+											&record.lease.ttl : NULL,
+											ARGS_ABANDONED);
 		}
 		else
 		{
@@ -446,8 +446,8 @@ idem_resolve(PG_FUNCTION_ARGS)
 			record.finished_at = now;
 			record.response = response;
 			record.expires_at = args_expiry(now, record.lease.has_ttl ?
-										   &record.lease.ttl : NULL,
-										   ARGS_FINISHED);
+											&record.lease.ttl : NULL,
+											ARGS_FINISHED);
 		}
 	} while (record_replace(&key, &record.version, &record) != STORE_OK);
 

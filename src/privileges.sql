@@ -6,7 +6,7 @@
  */
 DO $$
 DECLARE
-	granted record;
+	granted pg_catalog.record;
 BEGIN
 	FOR granted IN
 		SELECT DISTINCT c.oid::pg_catalog.regclass AS relation, a.grantee

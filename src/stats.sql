@@ -80,7 +80,7 @@ SELECT l.pid,
    AND l.objsubid OPERATOR(pg_catalog.=) 18756
    AND l.database OPERATOR(pg_catalog.=) (SELECT d.oid FROM pg_catalog.pg_database AS d
 										   WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database())
-   AND l.pid IS DISTINCT FROM pg_catalog.pg_backend_pid()
+   AND (l.pid IS NULL OR l.pid OPERATOR(pg_catalog.<>) pg_catalog.pg_backend_pid())
    AND (r.rolname OPERATOR(pg_catalog.=) CURRENT_USER
 		OR pg_catalog.pg_has_role('pg_monitor', 'USAGE'));
 

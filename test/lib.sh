@@ -13,7 +13,7 @@
 # more inside, as an unprivileged user, and clears up. Inside, it returns.
 #
 # PG_CONFIG chooses the server; KEEP=1 keeps the directory. NEED_TAP,
-# NEED_PYTHON and NEED_FAKETIME say, before this file is sourced, what a script needs besides the
+# NEED_PYTHON and NEED_TOOLS (program:package ...) say, before this file is sourced, what a script needs besides the
 # server; PASS names the variables of the caller that it wants to see inside.
 
 set -euo pipefail
@@ -147,6 +147,8 @@ provide()
 # The packages that this run needs and this machine lacks, in one line.
 missing()
 {
+	local tool
+
 	{
 		command -v make >/dev/null || say make
 		{ command -v cc && command -v nm; } >/dev/null || say gcc
@@ -168,9 +170,9 @@ missing()
 			# Debian's, whatever else is called python3 here
 			/usr/bin/python3 -c 'import psycopg2' || say python3 python3-psycopg2
 		fi
-		if [ -n "${NEED_FAKETIME:-}" ]; then
-			command -v faketime >/dev/null || say faketime
-		fi
+		for tool in ${NEED_TOOLS:-}; do
+			command -v "${tool%%:*}" >/dev/null || say "${tool#*:}"
+		done
 	} 2>/dev/null | xargs
 }
 

@@ -143,7 +143,8 @@ CREATE VIEW violation_stuck AS
 	SELECT id, 'last look', outcome FROM last_look WHERE outcome = 'in_progress'
 	UNION ALL
 	SELECT id, op, 'no answer after ' || seconds || ' s' FROM history
-	 WHERE event = 'request' AND seconds > 60
+	 WHERE event IN ('request', 'unanswered') AND NOT (SELECT clock_stepped FROM round)
+	   AND seconds > 30
 	UNION ALL
 	SELECT NULL, pid::text, 'a lock is left' FROM pg_locks
 	 WHERE locktype = 'advisory' AND objsubid IN (18756, 18757);

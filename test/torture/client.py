@@ -123,12 +123,7 @@ class Client:
         try:
             while True:
                 self.wait_for_others()
-                seed = f'{self.shared.seed}/{self.number}/{self.request}'
-                began = time.monotonic()
-                self.attempt = 0
-                while not self.one_try(seed):
-                    pass
-                self.note('request', seconds=time.monotonic() - began, detail=self.operation)
+                self.one_request(f'{self.shared.seed}/{self.number}/{self.request}')
                 self.request += 1
                 self.shared.progress[self.number] = self.request
         except Stopped:
@@ -136,6 +131,17 @@ class Client:
         finally:
             self.disconnect()
             self.file.close()
+
+    def one_request(self, seed):
+        began = time.monotonic()
+        self.attempt = 0
+        event = 'unanswered'
+        try:
+            while not self.one_try(seed):
+                pass
+            event = 'request'
+        finally:
+            self.note(event, seconds=time.monotonic() - began, detail=self.operation)
 
     def one_try(self, seed):
         """Answers whether the request has been dealt with."""

@@ -1,9 +1,9 @@
 """The server under torture: a cluster of its own, with a disk that can be full
 and a clock that can be stepped."""
 
-import glob
 import os
 import signal
+import struct
 import subprocess
 import time
 
@@ -29,11 +29,6 @@ log_min_error_statement = panic
 """
 
 
-def faketime():
-    """Debian's library that fakes the time, or None."""
-    return next(iter(glob.glob('/usr/lib/*/faketime/libfaketime.so.1')), None)
-
-
 class Server:
     port = 5432
 
@@ -43,26 +38,20 @@ class Server:
         self.log = directory / 'server.log'
         self.full = directory / 'disk-is-full'
         self.clock = directory / 'clock'
-        self.steps = False              # whether the clock can be stepped
-        self.offset = 0.0
+        self.offset = 0.0               # of the clock, in seconds
         self.process = None
+        self.set_clock(0.0)
         subprocess.run(['initdb', '-D', self.data, '-U', 'postgres', '-A', 'trust', '-N',
                         '-E', 'UTF8', '--no-locale', '--wal-segsize=1'],
                        check=True, stdout=subprocess.DEVNULL)
         with open(self.data / 'postgresql.conf', 'a') as conf:
             conf.write(CONF.format(directory=directory, connections=connections))
-        subprocess.run(['cc', '-shared', '-fPIC', '-o', directory / 'enospc.so',
-                        os.path.join(os.path.dirname(__file__), 'enospc.c'), '-ldl'], check=True)
+        subprocess.run(['cc', '-shared', '-fPIC', '-o', directory / 'machine.so',
+                        os.path.join(os.path.dirname(__file__), 'machine.c'), '-ldl'], check=True)
 
     def start(self):
-        environment = dict(os.environ, TORTURE_DISK_FULL=str(self.full),
-                           LD_PRELOAD=str(self.directory / 'enospc.so'))
-        if self.steps:
-            self.set_clock(self.offset)
-            environment.update(
-                LD_PRELOAD=f"{faketime()}:{environment['LD_PRELOAD']}",
-                FAKETIME_TIMESTAMP_FILE=str(self.clock), FAKETIME_NO_CACHE='1',
-                FAKETIME_DONT_FAKE_MONOTONIC='1', NO_FAKE_STAT='1')
+        environment = dict(os.environ, LD_PRELOAD=str(self.directory / 'machine.so'),
+                           TORTURE_DISK_FULL=str(self.full), TORTURE_CLOCK=str(self.clock))
         deadline = time.monotonic() + 60
         while True:
             if self.process is None:
@@ -101,11 +90,10 @@ class Server:
         return connection
 
     def set_clock(self, offset):
-        """Seconds from now; readers see the old file or the new one."""
+        """So many seconds off, for all processes at once; see machine.c."""
         self.offset = offset
-        new = self.directory / 'clock.new'
-        new.write_text(f'{offset:+.3f}\n')
-        os.replace(new, self.clock)
+        with open(self.clock, 'r+b' if self.clock.exists() else 'wb') as file:
+            file.write(struct.pack('=q', int(offset * 1000000)))
 
     def panics(self):
         """Lines of the log that tell of a crash that nobody caused: a disk may be full."""

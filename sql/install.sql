@@ -126,6 +126,16 @@ INSERT INTO idem_secret VALUES (gen_random_uuid());
 SELECT outcome FROM idem_claim('k');
 RESET search_path;
 
+-- A value from before the library was loaded is refused, and the client cannot
+-- be told in its encoding. The session goes on nevertheless.
+\c
+SET idempotency.default_ttl = U&'\3042';
+SET client_encoding = 'LATIN1';
+SELECT "My Ext".idem_backoff(1, '1 s', '1 s', 'none');
+SELECT "My Ext".idem_backoff(1, '1 s', '1 s', 'none');
+RESET client_encoding;
+SHOW idempotency.default_ttl;
+
 DROP EXTENSION idempotency;
 DROP SCHEMA "My Ext", "My ""Ext""";
 DROP ROLE regress_idem_default;

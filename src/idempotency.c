@@ -24,87 +24,102 @@ PG_MODULE_MAGIC_EXT(
 					.version = IDEM_VERSION
 );
 
+/*
+ * The settings, all of them integers.  Changed only here; what they mean is
+ * documented in doc/reference.md.
+ */
+static const struct
+{
+	const char *name;
+	const char *short_desc;
+	const char *long_desc;
+	int		   *value;
+	int			boot;
+	int			min;
+	int			max;
+	GucContext	context;
+	int			flags;
+}			settings[] =
+{
+	{
+		"idempotency.abandoned_ttl",
+		"Sets how long the record of a lease that ran out is kept if idem_claim was not told.",
+		"Counted from the end of the lease.",
+		&args_abandoned_ttl, 7 * 24 * 60 * 60, 1, INT_MAX,
+		PGC_USERSET, GUC_UNIT_S
+	},
+	{
+		"idempotency.backoff_base",
+		"Sets the first delay of the backoff of idem_fail.",
+		NULL,
+		&finish_backoff_base, 1000, 1, INT_MAX,
+		PGC_USERSET, GUC_UNIT_MS
+	},
+	{
+		"idempotency.backoff_cap",
+		"Sets the longest delay of the backoff of idem_fail.",
+		NULL,
+		&finish_backoff_cap, 60 * 60 * 1000, 1, INT_MAX,
+		PGC_USERSET, GUC_UNIT_MS
+	},
+	{
+		"idempotency.default_ttl",
+		"Sets how long the record of a finished key is kept if idem_claim was not told.",
+		"Counted from the finish.",
+		&args_default_ttl, 24 * 60 * 60, 1, INT_MAX,
+		PGC_USERSET, GUC_UNIT_S
+	},
+	{
+		"idempotency.failed_ttl",
+		"Sets how long the record of a failed key is kept if idem_claim was not told.",
+		"Counted from the failure, or from the time of the retry.",
+		&args_failed_ttl, 24 * 60 * 60, 1, INT_MAX,
+		PGC_USERSET, GUC_UNIT_S
+	},
+	{
+		"idempotency.max_attempts",
+		"Sets after how many attempts a failure is final if idem_fail is not told.",
+		"0 means no limit.",
+		&finish_max_attempts, 10, 0, INT_MAX,
+		PGC_USERSET, 0
+	},
+	{
+		"idempotency.max_response_size",
+		"Sets the largest response or error that is stored.",
+		NULL,
+		&args_max_response_size, 8 * 1024, 1, 255 * 1024,
+		PGC_SUSET, GUC_UNIT_KB
+	},
+};
+
 extern PGDLLEXPORT void _PG_init(void);
 
+/*
+ * If this raises an error, the server calls it again on the next use, but will
+ * not have a setting defined twice.  And raise it may: a value that was set
+ * before, and is refused now, is warned of, and the client's encoding may lack
+ * a character of that.  So each setting is tried once.
+ */
 void
 _PG_init(void)
 {
-	DefineCustomIntVariable("idempotency.abandoned_ttl",
-							"Sets how long the record of a lease that ran out is kept if idem_claim was not told.",
-							"Counted from the end of the lease.",
-							&args_abandoned_ttl,
-							7 * 24 * 60 * 60,
-							1,
-							INT_MAX,
-							PGC_USERSET,
-							GUC_UNIT_S,
-							NULL, NULL, NULL);
+	static size_t tried = 0;
 
-	DefineCustomIntVariable("idempotency.backoff_base",
-							"Sets the first delay of the backoff of idem_fail.",
-							NULL,
-							&finish_backoff_base,
-							1000,
-							1,
-							INT_MAX,
-							PGC_USERSET,
-							GUC_UNIT_MS,
-							NULL, NULL, NULL);
+	while (tried < lengthof(settings))
+	{
+		size_t		i = tried++;
 
-	DefineCustomIntVariable("idempotency.backoff_cap",
-							"Sets the longest delay of the backoff of idem_fail.",
-							NULL,
-							&finish_backoff_cap,
-							60 * 60 * 1000,
-							1,
-							INT_MAX,
-							PGC_USERSET,
-							GUC_UNIT_MS,
-							NULL, NULL, NULL);
-
-	DefineCustomIntVariable("idempotency.default_ttl",
-							"Sets how long the record of a finished key is kept if idem_claim was not told.",
-							"Counted from the finish.",
-							&args_default_ttl,
-							24 * 60 * 60,
-							1,
-							INT_MAX,
-							PGC_USERSET,
-							GUC_UNIT_S,
-							NULL, NULL, NULL);
-
-	DefineCustomIntVariable("idempotency.failed_ttl",
-							"Sets how long the record of a failed key is kept if idem_claim was not told.",
-							"Counted from the failure, or from the time of the retry.",
-							&args_failed_ttl,
-							24 * 60 * 60,
-							1,
-							INT_MAX,
-							PGC_USERSET,
-							GUC_UNIT_S,
-							NULL, NULL, NULL);
-
-	DefineCustomIntVariable("idempotency.max_attempts",
-							"Sets after how many attempts a failure is final if idem_fail is not told.",
-							"0 means no limit.",
-							&finish_max_attempts,
-							10,
-							0,
-							INT_MAX,
-							PGC_USERSET,
-							0,
-							NULL, NULL, NULL);
-
-	DefineCustomIntVariable("idempotency.max_response_size",
-							"Sets the largest response or error that is stored.",
-							NULL,
-							&args_max_response_size,
-							8 * 1024,
-							1,
-							255 * 1024,
-							PGC_SUSET,
-							GUC_UNIT_KB,
-							NULL, NULL, NULL);
+		DefineCustomIntVariable(settings[i].name,
+								settings[i].short_desc,
+								settings[i].long_desc,
+								settings[i].value,
+								settings[i].boot,
+								settings[i].min,
+								settings[i].max,
+								settings[i].context,
+								settings[i].flags,
+								NULL, NULL, NULL);
+	}
 
 	MarkGUCPrefixReserved("idempotency");
 

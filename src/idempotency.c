@@ -24,11 +24,8 @@ PG_MODULE_MAGIC_EXT(
 					.version = IDEM_VERSION
 );
 
-/*
- * The settings, all of them integers.  Changed only here; what they mean is
- * documented in doc/reference.md.
- */
-static const struct
+/* The settings, all of them integers; see doc/reference.md. */
+typedef struct IdemSetting
 {
 	const char *name;
 	const char *short_desc;
@@ -39,8 +36,9 @@ static const struct
 	int			max;
 	GucContext	context;
 	int			flags;
-}			settings[] =
-{
+} IdemSetting;
+
+static const IdemSetting settings[] = {
 	{
 		"idempotency.abandoned_ttl",
 		"Sets how long the record of a lease that ran out is kept if idem_claim was not told.",
@@ -107,17 +105,17 @@ _PG_init(void)
 
 	while (tried < lengthof(settings))
 	{
-		size_t		i = tried++;
+		const IdemSetting *setting = &settings[tried++];
 
-		DefineCustomIntVariable(settings[i].name,
-								settings[i].short_desc,
-								settings[i].long_desc,
-								settings[i].value,
-								settings[i].boot,
-								settings[i].min,
-								settings[i].max,
-								settings[i].context,
-								settings[i].flags,
+		DefineCustomIntVariable(setting->name,
+								setting->short_desc,
+								setting->long_desc,
+								setting->value,
+								setting->boot,
+								setting->min,
+								setting->max,
+								setting->context,
+								setting->flags,
 								NULL, NULL, NULL);
 	}
 

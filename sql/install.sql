@@ -118,7 +118,6 @@ UPDATE idem_key SET fingerprint = 'short';
 SELECT outcome FROM idem_claim('k');
 UPDATE idem_key SET fingerprint = NULL;
 DELETE FROM idem_secret;
-SELECT outcome FROM idem_claim('k');
 \c
 SET search_path = "My Ext";
 SELECT outcome FROM idem_claim('k');

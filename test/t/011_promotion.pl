@@ -54,7 +54,7 @@ for my $telling ('effect', 'record')
 }
 $clients->load($primary, 0);
 $primary->stop('immediate');
-$clients->finish;
+$clients->lose;
 $standby->promote;
 
 is($clients->recover($standby, $clients->told), 0, 'synchronous: nothing is lost');
@@ -72,7 +72,7 @@ $primary->wait_for_catchup($standby, 'flush', $primary->lsn('insert'));
 $standby->stop;
 $clients->load($primary, 0);
 $primary->stop('immediate');
-$clients->finish;
+$clients->lose;
 $standby->start;
 $standby->promote;
 

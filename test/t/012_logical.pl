@@ -330,7 +330,7 @@ $clients->load($old, $seconds);
 $old->safe_psql('postgres', q{
 	ALTER ROLE app NOLOGIN;
 	SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'app'});
-$clients->finish;
+$clients->lose;
 
 # Prepared transactions stay behind, unless they are decided before.
 is(join(' ', $clients->decide($old, 1)), '', 'and before the switchover');

@@ -61,7 +61,7 @@ my $segment = $node->safe_psql('postgres', 'SELECT pg_walfile_name(pg_switch_wal
 $clients->load($node, 0, sub {
 	return $node->safe_psql('postgres', "SELECT last_archived_wal >= '$segment' FROM pg_stat_archiver") eq 't'});
 $node->stop('immediate');
-$clients->finish;
+$clients->lose;
 
 sub recovered
 {

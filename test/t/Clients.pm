@@ -164,7 +164,7 @@ sub setup
 		CREATE FUNCTION ask(key text) RETURNS text LANGUAGE sql VOLATILE SECURITY DEFINER AS
 			$$ SELECT outcome FROM idem_claim(key, wait => '0', lease => '1 h') $$;
 
-		-- One who comes late with his token, to work and to finish.
+		-- One who comes late with his token, to do the work under it.
 		CREATE FUNCTION late(key text, token bigint) RETURNS text
 		LANGUAGE plpgsql VOLATILE SECURITY DEFINER AS $$
 		BEGIN
@@ -207,6 +207,7 @@ sub new
 		answered => {},		# keys that have an answer since they were last asked for
 		worked => {},		# kinds of which work was done since load() began
 		mortal => 1,		# may clients die?
+		lost => 0,			# may their server leave them?
 		died => {},			# kind => clients that died at work
 		left => 0,			# how many of them may have left a prepared transaction
 		written => 0,		# how much of the journal is in the database
@@ -276,8 +277,11 @@ sub start
 	return;
 }
 
-# Listen to a client; false if it has ended. Its server may leave it, nothing else
-# may go wrong.
+# What psql says, in one way or another, when its server has left it.
+my $left = qr/connection to server|server closed the connection|could not (?:send|receive) data/;
+
+# Listen to a client; false if it has ended. Nothing may go wrong, unless its server
+# is lost: then it may say so, and nothing else.
 sub pump
 {
 	my ($self, $client) = @_;
@@ -291,7 +295,7 @@ sub pump
 		my $status = $client->{run}->result || 0;
 		delete $client->{run};
 		$self->{strange} .= "status $status: $client->{err}"
-		  unless $status == 0 || $status == 2 && $client->{err} !~ /ERROR:/;
+		  unless $status == 0 || $self->{lost} && $client->{err} =~ $left && $client->{err} !~ /ERROR:/;
 	}
 	while ($client->{out} =~ s/^(.*)\n//)
 	{
@@ -368,7 +372,7 @@ sub load
 	return;
 }
 
-# The clients end: their server has left them, or they are done.
+# The clients come to their end.
 sub finish
 {
 	my ($self) = @_;
@@ -376,6 +380,16 @@ sub finish
 	{
 		sleep 0.01;
 	}
+	return;
+}
+
+# The same, but their server is lost.
+sub lose
+{
+	my ($self) = @_;
+
+	local $self->{lost} = 1;
+	$self->finish;
 	return;
 }
 

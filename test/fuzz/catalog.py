@@ -103,7 +103,7 @@ class Catalog:
         # Those who hand out claims come more often, since the others need one; and so do
         # those who need one, since they often have none.
         self.openers = [f for f in self.functions if takes(f, 'takeover', 'command')]
-        self.weights = [3 if f in self.openers else 2 if takes(f, 'token', 'tokens', 'step') else 1
+        self.weights = [3 if f in self.openers else 2 if takes(f, 'token', 'tokens', 'step', 'reopen') else 1
                         for f in self.functions]
 
 

@@ -76,6 +76,7 @@ class Run:
         self.crashed = set()            # processes, too
         self.unsettled = False
         self.answers = Counter()
+        self.calls = Counter()
         self.outcomes = Counter()
         self.episodes = 0
         self.passed = self.failed = 0
@@ -255,9 +256,11 @@ class Run:
             if kind == 'finding':
                 self.find(what)
             else:
-                self.answers += what[0]
-                self.outcomes += what[1]
-                self.episodes += what[2]
+                answered, calls, outcomes, episodes = what
+                self.answers += answered
+                self.calls += calls
+                self.outcomes += outcomes
+                self.episodes += episodes
 
     def disturb(self, rng):
         """What others do meanwhile."""
@@ -317,14 +320,18 @@ class Run:
                     print('   ', ' | '.join(str(column) for column in row)[:1000])
 
     def summary(self):
-        print(f'\n{self.episodes} episodes, {sum(self.answers.values())} calls')
+        print(f'\n{self.episodes} episodes, {sum(self.answers.values())} statements with a call')
         print('outcomes:', ', '.join(f'{name} {n}' for name, n in self.outcomes.most_common()))
-        print(f"{'function':20}{'calls':>8}{'succeeded':>11}  SQLSTATEs")
+        # Some statements succeed without the call that is in them, such as PREPARE. Those
+        # do not count as calls.
+        print(f"{'function':20}{'statements':>10}{'calls':>8}{'succeeded':>11}  SQLSTATEs of the statements")
         for function in self.catalog().functions:
             codes = Counter({code: n for (name, code), n in self.answers.items() if name == function.name})
-            calls = sum(codes.values())
-            done = codes.pop('00000', 0)
-            print(f'{function.name:20}{calls:8}{100 * done / max(1, calls):10.1f}% ',
+            statements = sum(codes.values())
+            del codes['00000']
+            done = self.calls[function.name, True]
+            calls = done + self.calls[function.name, False]
+            print(f'{function.name:20}{statements:10}{calls:8}{100 * done / max(1, calls):10.1f}% ',
                   ' '.join(f'{code}:{n}' for code, n in codes.most_common()))
             self.test(done > 0, f'{function.name} has succeeded')
 

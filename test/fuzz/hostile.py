@@ -1,5 +1,7 @@
 """What statements and settings the extension may meet; see plan.py for how."""
 
+import re
+
 from values import BIRD
 
 # Of sessions and transactions.
@@ -107,3 +109,6 @@ STATEMENTS = (
     (1, 'DO $do$DECLARE r record; BEGIN FOR r IN SELECT * FROM {call} AS x LOOP'
         ' PERFORM * FROM {call} AS x; COMMIT; END LOOP; END$do$', '2D000 40001 ID005'),
 )
+
+# Of these: may succeed though the call was not made, or has failed.
+UNSURE = re.compile(r'WHERE|LIMIT|ORDER BY|CASE|MERGE|caught')

@@ -9,7 +9,7 @@ in later.
 import random
 from dataclasses import dataclass
 
-from hostile import COMMANDS, REQUEST, SETTINGS, STATEMENTS
+from hostile import COMMANDS, REQUEST, SETTINGS, STATEMENTS, UNSURE
 from values import BIRD, NULL, TOKEN, Place, Value, draw, quote
 
 # What PostgreSQL itself may answer to any call, and why that is no fault of ours.
@@ -57,6 +57,7 @@ class Step:
     copy: bool = False                  # COPY TO STDOUT
     wire: str = ''                      # extended or fast_path: sql makes the parameters
     call: object = None                 # and this is what they are for
+    sure: bool = False                  # cannot succeed unless the function does
 
 
 @dataclass
@@ -344,7 +345,7 @@ class Context:
             depth = self.rng.choice((1, 3, 40, 200))
             self.add(place.format(call=self.call.sql, name=self.name, query=quote(self.query), depth=depth,
                                   some=self.rng.randint(0, min(depth, 9))),
-                     *errors.split(), copy=place.startswith('COPY'))
+                     *errors.split(), copy=place.startswith('COPY'), sure=not UNSURE.search(place))
 
     def add(self, sql, *errors, judged=True, **more):
         """One that is not judged does not call the function."""
@@ -441,4 +442,4 @@ class Context:
     def send(self, wire, values):
         parameters = (f"pg_catalog.encode({argument.send}(({sql})::{argument.type}), 'hex')"
                       for argument, sql in values)
-        self.add(f"SELECT {', '.join(parameters)}", '0A000', wire=wire, call=self.call)
+        self.add(f"SELECT {', '.join(parameters)}", '0A000', wire=wire, call=self.call, sure=True)

@@ -55,7 +55,8 @@ class Session:
         self.label = ''
         self.commits = False            # the statement is a transaction of its own
         self.done = []                  # steps of the episode so far
-        self.answers = Counter()        # (function, SQLSTATE)
+        self.answers = Counter()        # (function, SQLSTATE), of statements with a call
+        self.calls = Counter()          # (function, whether it succeeded), if that is sure
         self.outcomes = Counter()
 
     def connect(self):
@@ -132,6 +133,8 @@ class Session:
             code = '00000'              # an encoding that the client does not know of
         if step.function and code and code != '25P02':
             self.answers[step.function.name, code] += 1
+            if step.sure:
+                self.calls[step.function.name, code == '00000'] += 1
         if step.must_fail and code == '00000':
             self.find('went through', code, step.function, sql)
         for notice in self.connection.notices:
@@ -220,4 +223,4 @@ def run(catalog, number, unsettled, seed, stop, queue):
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     session = Session(catalog, number, unsettled, stop, lambda finding: queue.put(('finding', finding)))
     episodes = session.run(seed)
-    queue.put(('done', (session.answers, session.outcomes, episodes)))
+    queue.put(('done', (session.answers, session.calls, session.outcomes, episodes)))

@@ -75,6 +75,7 @@ args_wait(IdemWait *wait, FunctionCallInfo fcinfo, int arg)
 {
 	const Interval *given;
 	TimestampTz now;
+	int64		usecs;
 
 	if (PG_ARGISNULL(arg))
 	{
@@ -89,13 +90,13 @@ args_wait(IdemWait *wait, FunctionCallInfo fcinfo, int arg)
 				 errmsg("wait must be finite"),
 				 errhint("Use null to wait until the other transaction ends.")));
 	now = GetCurrentTimestamp();
-	wait->deadline = args_add(now, given);
-	if (wait->deadline < now)
+	usecs = args_add(now, given) - now;
+	if (usecs < 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("wait must not be negative"),
 				 errhint("Use '0' not to wait at all, or null to wait until the other transaction ends.")));
-	wait->mode = wait->deadline == now ? IDEM_WAIT_NONE : IDEM_WAIT_UNTIL;
+	lock_wait_at_most(wait, usecs);
 }
 
 /* How long a lease is to be; it begins when it is taken, which may be later. */

@@ -22,6 +22,7 @@
 
 #include "access/xact.h"
 #include "miscadmin.h"
+#include "portability/instr_time.h"
 #include "storage/latch.h"
 #include "storage/lmgr.h"
 #include "storage/lock.h"
@@ -45,6 +46,36 @@ lock_key_tag(LOCKTAG *tag, uint64 hash)
 	SET_LOCKTAG_ADVISORY(*tag, MyDatabaseId,
 						 (uint32) (hash >> 32), (uint32) hash,
 						 IDEM_LOCK_KEY);
+}
+
+/*
+ * Waits go by the monotonic clock, so that a step of the system's clock does
+ * not prolong them.
+ */
+static int64
+lock_clock(void)
+{
+	instr_time	now;
+
+	INSTR_TIME_SET_CURRENT(now);
+	return (int64) INSTR_TIME_GET_MICROSEC(now);
+}
+
+/* How long to wait from now on: not at all, if for no time. */
+void
+lock_wait_at_most(IdemWait *wait, int64 usecs)
+{
+	wait->mode = usecs > 0 ? IDEM_WAIT_UNTIL : IDEM_WAIT_NONE;
+	wait->deadline = usecs > 0 ? lock_clock() + usecs : 0;
+}
+
+/* Milliseconds that are left, rounded up; at most INT_MAX. */
+static long
+lock_wait_left(const IdemWait *wait)
+{
+	int64		usecs = wait->deadline - lock_clock();
+
+	return (long) Min((Max(usecs, 0) + 999) / 1000, INT_MAX);
 }
 
 /* Take the lock of a key if it is free.  False means busy, nothing else. */
@@ -138,13 +169,12 @@ lock_wait_for(const IdemWait *wait, void (*acquire) (void *arg), void *arg)
 
 	while (wait->mode == IDEM_WAIT_UNTIL)
 	{
-		/* rounded up; at most INT_MAX, then we come here again */
-		long		remaining = TimestampDifferenceMilliseconds(GetCurrentTimestamp(),
-																wait->deadline);
+		/* if it is INT_MAX, we may come here again */
+		long		remaining = lock_wait_left(wait);
 		bool		ours;
 		volatile bool acquired = false;
 
-		if (remaining <= 0)
+		if (remaining == 0)
 			break;
 		ours = LockTimeout <= 0 || remaining < LockTimeout;
 
@@ -158,8 +188,7 @@ lock_wait_for(const IdemWait *wait, void (*acquire) (void *arg), void *arg)
 			{
 				char		value[32];
 
-				snprintf(value, sizeof(value), "%d",
-						 (int) Min(remaining, INT_MAX));
+				snprintf(value, sizeof(value), "%ld", remaining);
 				(void) set_config_option("lock_timeout", value,
 										 PGC_USERSET, PGC_S_SESSION,
 										 GUC_ACTION_SAVE, true, 0, false);
@@ -224,14 +253,14 @@ lock_xact_wait(TransactionId xid, const IdemWait *wait)
 bool
 lock_pause(const IdemWait *wait, TimestampTz until, int pauses)
 {
-	TimestampTz now = GetCurrentTimestamp();
 	long		pause = Min(2L << Min(pauses, 7), 250L);
+	long		left = wait->mode == IDEM_WAIT_UNTIL ? lock_wait_left(wait) : 0;
+	long		leased = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), until);
 
-	if (wait->mode != IDEM_WAIT_UNTIL || wait->deadline <= now)
+	if (left == 0)
 		return false;
 
-	pause = Min(pause, TimestampDifferenceMilliseconds(now, wait->deadline));
-	pause = Min(pause, Max(TimestampDifferenceMilliseconds(now, until), 1L));
+	pause = Min(Min(pause, left), Max(leased, 1L));
 	(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
 					 pause, PG_WAIT_EXTENSION);
 	ResetLatch(MyLatch);

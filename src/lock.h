@@ -35,9 +35,10 @@ typedef enum IdemWaitMode
 typedef struct IdemWait
 {
 	IdemWaitMode mode;
-	TimestampTz deadline;		/* for IDEM_WAIT_UNTIL */
+	int64		deadline;		/* for IDEM_WAIT_UNTIL, on a clock of lock.c */
 } IdemWait;
 
+extern void lock_wait_at_most(IdemWait *wait, int64 usecs);
 extern bool lock_key_try(uint64 hash);
 extern bool lock_key_wait(uint64 hash, const IdemWait *wait);
 extern void lock_key_give_back(uint64 hash);

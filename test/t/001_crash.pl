@@ -6,6 +6,7 @@ use warnings;
 
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
+use Restart;
 use Test::More;
 
 my $node = PostgreSQL::Test::Cluster->new('crash');
@@ -114,7 +115,7 @@ for my $finished (0, 1)
 	my ($session, $pid) = holder($key, $finished);
 
 	is(kill('KILL', $pid), 1, "$key: the backend is killed");
-	ok($node->poll_query_until('postgres', qq{
+	ok(wait_for($node, qq{
 		SELECT pg_postmaster_start_time() < now() AND NOT EXISTS
 			(SELECT FROM pg_stat_activity WHERE pid = $pid)
 	}), "$key: the server is back");

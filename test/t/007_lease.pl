@@ -7,6 +7,7 @@ use warnings;
 
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
+use Restart;
 use Test::More;
 
 my $primary = PostgreSQL::Test::Cluster->new('primary');
@@ -98,7 +99,7 @@ for my $how ('terminated', 'killed')
 			is($primary->safe_psql('postgres', "SELECT pg_terminate_backend($pid)"),
 				't', "$key: the backend is terminated");
 		}
-		ok($primary->poll_query_until('postgres', qq{
+		ok(wait_for($primary, qq{
 			SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE pid = $pid)
 		}), "$key: it has gone");
 		push @lost, $session;

@@ -14,6 +14,7 @@ use warnings;
 use IPC::Run;
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
+use Restart;
 use Test::More;
 use Time::HiRes qw(time sleep);
 
@@ -223,19 +224,19 @@ while (time < $deadline)
 	if (time >= $next_kill)
 	{
 		$next_kill = time + $kill_every;
-		my ($status, $pid) = $node->psql('postgres', q{
+		my $pid = ask($node, q{
 			SELECT pid FROM pg_stat_activity WHERE application_name = 'fence'
 			 ORDER BY random() LIMIT 1});
-		$killed += kill 'KILL', $pid if $status == 0 && $pid =~ /^\d+$/;
+		$killed += kill 'KILL', $pid if ($pid // '') =~ /^\d+$/;
 	}
 	elsif (time >= $next_terminate)
 	{
 		$next_terminate = time + $terminate_every;
-		my ($status, $done) = $node->psql('postgres', q{
+		my $done = ask($node, q{
 			SELECT pg_terminate_backend(pid) FROM pg_stat_activity
 			 WHERE application_name = 'fence' ORDER BY random() LIMIT 1});
-		$terminated++ if $status == 0 && $done eq 't';
-		$node->psql('postgres', 'SELECT idem_expire()');
+		$terminated++ if ($done // '') eq 't';
+		ask($node, 'SELECT idem_expire()');
 	}
 	sleep 0.02;
 }
@@ -243,7 +244,7 @@ for my $client (@client)
 {
 	$client->{run}->finish if $client->{run};
 }
-ok($node->poll_query_until('postgres', q{
+ok(wait_for($node, q{
 	SELECT count(*) = 0 FROM pg_stat_activity WHERE application_name = 'fence'}),
 	'all workers are done');
 

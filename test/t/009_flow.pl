@@ -11,6 +11,7 @@ use warnings;
 
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
+use Restart;
 use Test::More;
 
 my $node = PostgreSQL::Test::Cluster->new('flow');
@@ -282,7 +283,7 @@ for my $how ('terminated', 'killed')
 			SELECT count(*) FROM unnest('{%s}'::int[]) AS pid WHERE pg_terminate_backend(pid)},
 			join ',', @pid), scalar(@pid), 'the backends are terminated');
 	}
-	ok($node->poll_query_until('postgres', sprintf(q{
+	ok(wait_for($node, sprintf(q{
 		SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE pid IN (%s))
 	}, join ',', @pid)), "$how: they have gone");
 	push @lost, map { $_->{session} } @run;

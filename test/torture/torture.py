@@ -17,6 +17,7 @@ import pathlib
 import random
 import signal
 import sys
+import threading
 import time
 from contextlib import closing
 
@@ -226,6 +227,26 @@ def listing(counts):
     return ', '.join(f'{n} {name}' for name, n in sorted(counts.items()))
 
 
+def give_up(run, report):
+    """A run that hangs has failed, and says where. It leaves nobody behind who would
+    keep others waiting for the end of its output."""
+    try:
+        rows = execute(run, """
+            SELECT pid, application_name, state, wait_event_type, wait_event,
+                   clock_timestamp() - query_start, query
+              FROM pg_stat_activity WHERE state <> 'idle'""")
+    except psycopg2.Error as error:
+        rows = [(str(error),)]
+    report.test(False, 'the run comes to its end')
+    for row in rows:
+        report.note(' | '.join(str(value) for value in row))
+    faulthandler.dump_traceback(file=sys.stdout)
+    for process in multiprocessing.active_children():
+        process.kill()
+    run.server.stop()
+    os._exit(1)
+
+
 def main():
     duration = float(os.environ.get('DURATION') or 120)
     seed = os.environ.get('SEED') or str(random.SystemRandom().randrange(10 ** 9))
@@ -233,9 +254,10 @@ def main():
     rounds = max(1, round(duration / ROUND))
     report = Report()
     report.note(f'SEED={seed} DURATION={duration:g} CLIENTS={clients}')
-    # A run that hangs has failed, and says where.
-    faulthandler.dump_traceback_later(2 * duration + 120, exit=True)
     run = Run(pathlib.Path(sys.argv[1]), seed, clients)
+    watchdog = threading.Timer(2 * duration + 120, give_up, (run, report))
+    watchdog.daemon = True
+    watchdog.start()
     totals = collections.Counter()
     run.server.start()
     execute(run, 'CREATE ROLE alice LOGIN; CREATE ROLE bob LOGIN; CREATE ROLE guest LOGIN;'

@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * key.h
- *	  The identity of a key: limits, hash, fingerprint of a request.
+ *	  The identity of a key: limits, hash, ID, fingerprint of a request.
  *
  *-------------------------------------------------------------------------
  */
@@ -12,6 +12,7 @@
 
 #include "common/sha2.h"
 #include "utils/jsonb.h"
+#include "utils/uuid.h"
 
 /* Limits, in bytes of the server encoding: part of the contract. */
 #define IDEM_MAX_KEY_LEN		512
@@ -22,7 +23,7 @@
 
 /*
  * Which logical operation.  Two keys are the same if table, owner, scope and
- * key are; the hash is derived from them.  The strings are not
+ * key are; the hash and the ID are derived from them.  The strings are not
  * null-terminated and belong to whoever made the struct.
  */
 typedef struct IdemKey
@@ -34,6 +35,8 @@ typedef struct IdemKey
 	int			key_len;
 	const char *scope;
 	const char *key;
+	bool		has_id;			/* id is filled in: see key_id() */
+	pg_uuid_t	id;				/* names the key in the table, with the owner */
 } IdemKey;
 
 /* What a request comes down to; "given" is false for a NULL request. */
@@ -45,6 +48,7 @@ typedef struct IdemFingerprint
 
 extern void key_make(IdemKey *result, const text *key, const text *scope);
 extern void key_check_text(const char *what, const text *value, int max_len);
+extern const pg_uuid_t *key_id(const IdemKey *key);
 extern bool key_equal(const IdemKey *a, const IdemKey *b);
 extern char *key_name(const IdemKey *key);
 extern void key_fingerprint(IdemFingerprint *result, Jsonb *request);

@@ -61,6 +61,7 @@ enum
 	Anum_expires_at = 1,
 	Anum_claimed_at,
 	Anum_finished_at,
+	Anum_id,
 	Anum_owner,
 	Anum_scope,
 	Anum_key,
@@ -82,6 +83,7 @@ static const StoreColumn record_columns[] =
 	{"expires_at", TIMESTAMPTZOID, true},
 	{"claimed_at", TIMESTAMPTZOID, true},
 	{"finished_at", TIMESTAMPTZOID, false},
+	{"id", UUIDOID, true},
 	{"owner", REGROLEOID, true},
 	{"scope", TEXTOID, true},
 	{"key", TEXTOID, true},
@@ -98,12 +100,12 @@ static const StoreColumn record_columns[] =
 	{"holder", TEXTOID, false}
 };
 
-static const AttrNumber record_key[] = {Anum_key, Anum_scope, Anum_owner};
+static const AttrNumber record_key[] = {Anum_id, Anum_owner};
 
 static const StoreShape record_shape =
 {
 	record_columns, lengthof(record_columns),
-	record_key, lengthof(record_key), "key, scope, owner"
+	record_key, lengthof(record_key), "id, owner"
 };
 
 /* An index scan over the primary key. */
@@ -213,14 +215,12 @@ record_begin_looks(Oid table)
 
 	scan->context = CurrentMemoryContext;
 	scan->rel = table_open(table, NoLock);
-	scan->index = index_open(RelationGetPrimaryKeyIndex(scan->rel, false),
-							 AccessShareLock);
+	scan->index = store_open_index(RelationGetPrimaryKeyIndex(scan->rel, false));
 	scan->slot = table_slot_create(scan->rel, NULL);
 
 	/* in the order of the index; the arguments follow with each key */
-	ScanKeyInit(&scan->keys[0], 1, BTEqualStrategyNumber, F_TEXTEQ, (Datum) 0);
-	ScanKeyInit(&scan->keys[1], 2, BTEqualStrategyNumber, F_TEXTEQ, (Datum) 0);
-	ScanKeyInit(&scan->keys[2], 3, BTEqualStrategyNumber, F_OIDEQ, (Datum) 0);
+	ScanKeyInit(&scan->keys[0], 1, BTEqualStrategyNumber, F_UUID_EQ, (Datum) 0);
+	ScanKeyInit(&scan->keys[1], 2, BTEqualStrategyNumber, F_OIDEQ, (Datum) 0);
 	scan->scan = index_beginscan(scan->rel, scan->index, SnapshotAny, NULL,
 								 lengthof(scan->keys), no_order);
 	return scan;
@@ -231,7 +231,7 @@ record_end_looks(RecordScan *scan)
 {
 	index_endscan(scan->scan);
 	ExecDropSingleTupleTableSlot(scan->slot);
-	index_close(scan->index, AccessShareLock);
+	index_close(scan->index, NoLock);
 	table_close(scan->rel, NoLock);
 	pfree(scan);
 }
@@ -247,11 +247,8 @@ record_seek(RecordScan *scan, const IdemKey *key, Snapshot snapshot)
 {
 	MemoryContext saved;
 
-	scan->keys[0].sk_argument =
-		PointerGetDatum(cstring_to_text_with_len(key->key, key->key_len));
-	scan->keys[1].sk_argument =
-		PointerGetDatum(cstring_to_text_with_len(key->scope, key->scope_len));
-	scan->keys[2].sk_argument = ObjectIdGetDatum(key->owner);
+	scan->keys[0].sk_argument = UUIDPGetDatum(key_id(key));
+	scan->keys[1].sk_argument = ObjectIdGetDatum(key->owner);
 
 	saved = MemoryContextSwitchTo(scan->context);
 	scan->scan->xs_snapshot = snapshot;
@@ -403,7 +400,8 @@ record_read(const IdemKey *key, IdemRecord *record)
 
 /*
  * The row that the index led to, as a record.  It must be the row that was asked
- * for: with a corrupted index it might be another role's.
+ * for: with a corrupted index it might be another role's, and if SHA-256 were
+ * broken two keys might have the same ID.
  */
 static void
 record_decode(Relation rel, HeapTuple tuple, const IdemKey *key,
@@ -551,6 +549,7 @@ record_encode(Relation rel, const IdemKey *key, const IdemRecord *record,
 	isnull[Anum_retry_at - 1] = record->state != IDEM_RETRY;
 	values[Anum_retry_at - 1] = TimestampTzGetDatum(record->retry_at);
 	record_encode_lease(&record->lease, values, isnull);
+	values[Anum_id - 1] = UUIDPGetDatum(key_id(key));
 	values[Anum_owner - 1] = ObjectIdGetDatum(key->owner);
 	values[Anum_scope - 1] =
 		PointerGetDatum(cstring_to_text_with_len(key->scope, key->scope_len));
@@ -866,6 +865,7 @@ record_visit_leases(void (*visit) (const IdemKey *key,
 		key.table = RelationGetRelid(rel);
 		key.owner = DatumGetObjectId(slot_getattr(slot, Anum_owner, &isnull));
 		key.hash = 0;
+		key.has_id = false;
 		value = DatumGetTextPP(slot_getattr(slot, Anum_scope, &isnull));
 		key.scope = VARDATA_ANY(value);
 		key.scope_len = VARSIZE_ANY_EXHDR(value);

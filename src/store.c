@@ -37,6 +37,7 @@
 #include "storage/lmgr.h"
 #include "storage/procarray.h"
 #include "utils/rel.h"
+#include "utils/resowner.h"
 #include "utils/snapmgr.h"
 
 #include "compat.h"
@@ -115,6 +116,24 @@ store_check_shape(Relation rel, const StoreShape *shape)
 	foreach(lc, indexes)
 		store_check_index(rel, shape, lfirst_oid(lc));
 	list_free(indexes);
+}
+
+/*
+ * Open an index of a table that is locked, for looks and for insertions alike.
+ *
+ * It stays locked to the end of the (sub)transaction, so that one which claims a
+ * key and finishes it asks the lock manager once; under CurTransactionResourceOwner
+ * for the reasons given in lock.c.
+ */
+Relation
+store_open_index(Oid index)
+{
+	ResourceOwner saved = CurrentResourceOwner;
+
+	CurrentResourceOwner = CurTransactionResourceOwner;
+	LockRelationOid(index, RowExclusiveLock);
+	CurrentResourceOwner = saved;
+	return index_open(index, NoLock);
 }
 
 /*
@@ -451,7 +470,7 @@ store_insert_index_entries(Relation rel, const StoreRow *rows, int nrows,
 
 	foreach(lc, indexes)
 	{
-		Relation	index = index_open(lfirst_oid(lc), RowExclusiveLock);
+		Relation	index = store_open_index(lfirst_oid(lc));
 		IndexInfo  *info = BuildIndexInfo(index);
 		IndexUniqueCheck check = UNIQUE_CHECK_NO;
 
@@ -479,7 +498,7 @@ store_insert_index_entries(Relation rel, const StoreRow *rows, int nrows,
 				check == UNIQUE_CHECK_PARTIAL)
 				unique = false;
 		}
-		index_close(index, RowExclusiveLock);
+		index_close(index, NoLock);
 	}
 	list_free(indexes);
 	return unique;

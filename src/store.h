@@ -57,6 +57,7 @@ typedef enum StoreResult
 
 extern void store_check_shape(Relation rel, const StoreShape *shape);
 
+extern Relation store_open_index(Oid index);
 extern void store_new_row(Relation rel, const StoreShape *shape,
 						  StoreRow *row);
 extern void store_insert(Relation rel, StoreRow *rows, int nrows,

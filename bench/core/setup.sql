@@ -41,8 +41,8 @@ SELECT '', 'repeat-0000-0000-0000-0000-00000' || lpad(i::text, 4, '0'), now(), n
 	'{"id": 1234567, "status": "paid", "amount": 4200}'
 FROM generate_series(0, 9999) AS i;
 INSERT INTO lean SELECT key, created_at, expires_at, response FROM hand;
-INSERT INTO idem_key (expires_at, claimed_at, finished_at, owner, scope, key, fingerprint, response)
-SELECT now() + '24 hours', now(), now(), current_user::regrole, '',
+INSERT INTO idem_key (expires_at, claimed_at, finished_at, id, owner, scope, key, fingerprint, response)
+SELECT now() + '24 hours', now(), now(), idem_key_id('repeat-0000-0000-0000-0000-00000' || lpad(i::text, 4, '0')), current_user::regrole, '',
 	'repeat-0000-0000-0000-0000-00000' || lpad(i::text, 4, '0'), NULL,
 	'{"id": 1234567, "status": "paid", "amount": 4200}'
 FROM generate_series(0, 9999) AS i;

@@ -9,7 +9,7 @@ CREATE SCHEMA idem;
 CREATE EXTENSION idempotency SCHEMA idem;
 SET LOCAL search_path = public, idem;
 
-SELECT plan(109);
+SELECT plan(112);
 
 -- What belongs to the extension; newer releases count row types of tables, and
 -- array types, which come by themselves.
@@ -44,7 +44,7 @@ SELECT set_eq(
 		  'idem_forget', 'idem_expire', 'idem_backoff', 'idem_own_claims',
 		  'idem_fail', 'idem_renew', 'idem_guard', 'idem_resolve', 'idem_leases',
 		  'idem_claim_many', 'idem_finish_many', 'idem_once', 'idem_http',
-		  'idem_derive', 'idem_step', 'idem_step_finish', 'idem_steps'],
+		  'idem_derive', 'idem_key_id', 'idem_step', 'idem_step_finish', 'idem_steps'],
 	'functions');
 SELECT set_eq(
 	$$SELECT c.relname::text, c.relkind::text FROM members AS m
@@ -111,6 +111,7 @@ INSERT INTO signature VALUES
  'command text, params text[] DEFAULT ''{}''::text[], ttl interval DEFAULT NULL::interval, request jsonb DEFAULT NULL::jsonb, scope text DEFAULT NULL::text, wait interval DEFAULT NULL::interval',
  'jsonb'),
 ('idem_derive', 'key text, step text, scope text DEFAULT ''''::text, namespace uuid DEFAULT NULL::uuid', 'uuid'),
+('idem_key_id', 'key text, scope text DEFAULT ''''::text', 'uuid'),
 ('idem_step',
  'key text, step text, request jsonb DEFAULT NULL::jsonb, scope text DEFAULT ''''::text, token bigint DEFAULT NULL::bigint',
  'idem_step_answer'),
@@ -146,7 +147,7 @@ SELECT results_eq(
 			 ('idem_finish', 'v', 'u'), ('idem_finish_many', 'v', 'u'),
 			 ('idem_forget', 'v', 'u'),
 			 ('idem_guard', 'v', 'u'), ('idem_http', 'v', 'u'),
-			 ('idem_leases', 's', 'r'),
+			 ('idem_key_id', 'i', 's'), ('idem_leases', 's', 'r'),
 			 ('idem_lookup', 's', 'r'), ('idem_once', 'v', 'u'),
 			 ('idem_own_claims', 'v', 'r'),
 			 ('idem_release', 'v', 'u'), ('idem_renew', 'v', 'u'),
@@ -262,6 +263,7 @@ SELECT results_eq(
 	$$VALUES ('expires_at', 'timestamp with time zone', true),
 			 ('claimed_at', 'timestamp with time zone', true),
 			 ('finished_at', 'timestamp with time zone', false),
+			 ('id', 'uuid', true),
 			 ('owner', 'regrole', true),
 			 ('scope', 'text', true),
 			 ('key', 'text', true),
@@ -307,8 +309,8 @@ SELECT results_eq(
 	('idem_finish_many_answer', '{key,response}', '{text,jsonb}'),
 	('idem_once_answer', '{outcome,response,retry_after}', '{text,jsonb,interval}'),
 	('idem_step_answer', '{done,result}', '{boolean,jsonb}')) AS t(name, columns, types);
-SELECT col_is_pk('idem', 'idem_key', ARRAY['key', 'scope', 'owner'],
-	'the primary key is (key, scope, owner)');
+SELECT col_is_pk('idem', 'idem_key', ARRAY['id', 'owner'],
+	'the primary key is (id, owner)');
 SELECT col_is_pk('idem', 'idem_step', ARRAY['generation', 'step'],
 	'that of idem_step is (generation, step)');
 SELECT is_empty(

@@ -532,8 +532,8 @@ INSERT INTO wrong VALUES
 	-- what it does to the claim
 	('ID001', 'SELECT idem_release(''wrong'', ''o'')', '{}'),
 	('ID002', 'SELECT idem_finish(''wrong'', ''1'', ''o'')', '{}'),
-	('40001', 'INSERT INTO idem_key (expires_at, claimed_at, finished_at, owner, scope, key)
-			   VALUES (''infinity'', now(), now(), current_user::regrole, ''o'', ''wrong'')', '{}'),
+	('40001', 'INSERT INTO idem_key (expires_at, claimed_at, finished_at, id, owner, scope, key)
+			   VALUES (''infinity'', now(), now(), idem_key_id(''wrong'', ''o''), current_user::regrole, ''o'', ''wrong'')', '{}'),
 	('ID001', 'DO $do$ BEGIN
 				PERFORM idem_release(''wrong'', ''o'');
 				PERFORM * FROM idem_claim(''wrong'', scope => ''o'', lease => ''1 min'');
@@ -574,8 +574,8 @@ SELECT ok(NOT idem_forget('held'), 'once');
 -- 40001: somebody wrote the record without claiming the key.
 
 SELECT lives_ok($$SELECT * FROM idem_claim('stolen')$$, 'a claim');
-INSERT INTO idem_key (expires_at, claimed_at, finished_at, owner, scope, key, response)
-VALUES ('infinity', now(), now(), current_user::regrole, '', 'stolen', '"of a thief"');
+INSERT INTO idem_key (expires_at, claimed_at, finished_at, id, owner, scope, key, response)
+VALUES ('infinity', now(), now(), idem_key_id('stolen'), current_user::regrole, '', 'stolen', '"of a thief"');
 SELECT throws_ok($$SELECT idem_finish('stolen', '1')$$, '40001', NULL,
 	'finish finds the record of a foreign writer');
 SELECT throws_ok($$SELECT idem_finish('stolen', '1')$$, '40001', NULL,

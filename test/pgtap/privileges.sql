@@ -66,8 +66,8 @@ SELECT ok(has_table_privilege('idem_ann', 'idem.idem_in_flight', 'SELECT'),
 
 -- A plain role: the functions, and nothing but the functions.
 
-INSERT INTO idem.idem_key (expires_at, claimed_at, finished_at, owner, scope, key, response)
-VALUES ('infinity', now(), now(), 'idem_bob', '', 'k', '"of bob"');
+INSERT INTO idem.idem_key (expires_at, claimed_at, finished_at, id, owner, scope, key, response)
+VALUES ('infinity', now(), now(), idem.idem_key_id('k'), 'idem_bob', '', 'k', '"of bob"');
 CREATE TABLE public.account (n int);
 
 SET LOCAL ROLE idem_ann;

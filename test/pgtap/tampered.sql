@@ -65,10 +65,10 @@ INSERT INTO tampering (change) VALUES
 	('ALTER TABLE idem_key ALTER COLUMN response SET NOT NULL'),
 	('ALTER TABLE idem_key ALTER COLUMN claimed_at DROP NOT NULL'),
 	('ALTER TABLE idem_key DROP CONSTRAINT idem_key_pkey'),
-	('ALTER TABLE idem_key DROP CONSTRAINT idem_key_pkey; ALTER TABLE idem_key ADD PRIMARY KEY (owner, scope, key)'),
-	('ALTER TABLE idem_key DROP CONSTRAINT idem_key_pkey; ALTER TABLE idem_key ADD PRIMARY KEY (key, scope, owner, claimed_at)'),
-	('ALTER TABLE idem_key DROP CONSTRAINT idem_key_pkey; ALTER TABLE idem_key ADD PRIMARY KEY (key, scope, owner) DEFERRABLE'),
-	('ALTER TABLE idem_key DROP CONSTRAINT idem_key_pkey; CREATE UNIQUE INDEX ON idem_key (key, scope, owner)'),
+	('ALTER TABLE idem_key DROP CONSTRAINT idem_key_pkey; ALTER TABLE idem_key ADD PRIMARY KEY (owner, id)'),
+	('ALTER TABLE idem_key DROP CONSTRAINT idem_key_pkey; ALTER TABLE idem_key ADD PRIMARY KEY (id, owner, claimed_at)'),
+	('ALTER TABLE idem_key DROP CONSTRAINT idem_key_pkey; ALTER TABLE idem_key ADD PRIMARY KEY (id, owner) DEFERRABLE'),
+	('ALTER TABLE idem_key DROP CONSTRAINT idem_key_pkey; CREATE UNIQUE INDEX ON idem_key (id, owner)'),
 	('CREATE INDEX ON idem_key (lower(key))'),
 	('CREATE INDEX ON idem_key (key) WHERE response IS NULL'),
 	('CREATE UNIQUE INDEX ON idem_key ((octet_length(key)))'),
@@ -306,7 +306,7 @@ INSERT INTO harmless VALUES
 	(112, 'CLUSTER idem_key USING idem_key_pkey'),
 	(113, 'REINDEX TABLE idem_key'),
 	(114, 'ALTER TABLE idem_key REPLICA IDENTITY FULL'),
-	(115, 'ALTER TABLE idem_key DROP CONSTRAINT idem_key_pkey; ALTER TABLE idem_key ADD PRIMARY KEY (key, scope, owner) INCLUDE (finished_at)'),
+	(115, 'ALTER TABLE idem_key DROP CONSTRAINT idem_key_pkey; ALTER TABLE idem_key ADD PRIMARY KEY (id, owner) INCLUDE (finished_at)'),
 	(116, 'ALTER TABLE idem_key ADD COLUMN extra text; ALTER TABLE idem_key DROP COLUMN extra'),
 	(117, 'ANALYZE idem_key');
 CREATE FUNCTION pg_temp.harmless(n int, change text) RETURNS SETOF text LANGUAGE plpgsql AS

@@ -6,6 +6,7 @@
 #   make check-all                           that, and other servers, analyses, a model
 #   make demo                                the extension at work, in a cluster of its own
 #   make bench                               what it costs, beside what people write by hand
+#   make bench-peers                         and beside its peers, which it fetches
 #
 # From "make test" on they install what they miss (root or sudo), run as an
 # unprivileged user on a socket of their own, and clean up behind themselves.
@@ -45,7 +46,7 @@ ISOLATION_OPTS = --inputdir=test/isolation --outputdir=test/isolation/output
 EXTRA_CLEAN = $(SCRIPT) results output_iso test/isolation/output
 
 # What comes before there is a PostgreSQL.
-BARE        = test torture check-all demo bench
+BARE        = test torture check-all demo bench bench-peers
 ifneq ($(filter-out $(BARE), $(or $(MAKECMDGOALS), all)),)
 PG_CONFIG  ?= pg_config
 PGXS       := $(shell $(PG_CONFIG) --pgxs)
@@ -76,7 +77,11 @@ check-all:
 demo:
 	@examples/demo/run
 
+# QUICK=1 for a short form
 bench:
-	@bench/run
+	@bench/run $(GROUPS)
+
+bench-peers:
+	@bench/peers/run $(PEERS)
 
 .PHONY: $(BARE)

@@ -29,7 +29,8 @@
  *	2. Try the lock, and look at the record, by a snapshot of this moment.
  *	3. A record that counts: give the lock back and answer (replayed, mismatch,
  *	   failed, held, retry_later).  This holds without the lock, too, so replays
- *	   of one key never queue.
+ *	   of one key never queue, and a session whose last claim was a replay does
+ *	   not even ask for the lock before it has looked.
  *	4. A live lease: give the lock back, for its holder may need it.  Busy, or
  *	   wait for the lease as the caller allows, and start again.
  *	5. Not got the lock: somebody is at it.  Wait as the caller allows; with
@@ -80,6 +81,13 @@ typedef enum ClaimVerdict
 	CLAIM_LEASED,				/* a lease is live: come again at retry_at */
 	CLAIM_ANSWERED				/* the last word */
 } ClaimVerdict;
+
+/*
+ * Was the last claim of this session answered by a replay?  Then the next one may
+ * be, too, and looks before it asks for the lock.  A guess that costs a second look
+ * if it is wrong, nothing else.
+ */
+static bool claim_repeats = false;
 
 PG_FUNCTION_INFO_V1(idem_claim);
 
@@ -215,6 +223,7 @@ claim_decide_next(const ClaimRequest *request, ClaimSeries *series,
 {
 	const IdemKey *key = &request->key;
 	PendingClaim *pending = pending_unfinished(key);
+	bool		look_first = claim_repeats;
 	bool		locked = false;
 	int			pauses = 0;
 
@@ -236,8 +245,15 @@ claim_decide_next(const ClaimRequest *request, ClaimSeries *series,
 		CHECK_FOR_INTERRUPTS();
 
 		answer->retry_at = 0;
-		locked = locked || lock_key_try(key->hash);
+		locked = locked || (!look_first && lock_key_try(key->hash));
 		record_look(series->scan, key, &look);
+		if (look_first)
+		{
+			look_first = false;
+			if (look.changed || !look.found ||
+				claim_hear(request, &look.record, answer) == CLAIM_OPEN)
+				continue;
+		}
 		if (look.changed)
 		{
 			/* somebody is at it: the answer is true in any snapshot */
@@ -252,6 +268,7 @@ claim_decide_next(const ClaimRequest *request, ClaimSeries *series,
 			if (locked)
 				lock_key_give_back(key->hash);
 			locked = false;
+			claim_repeats = answer->outcome == CLAIM_REPLAYED;
 
 			/*
 			 * Do not wait for a lease that this transaction has not
@@ -451,6 +468,7 @@ claim_hold(const ClaimRequest *request, const IdemRecord *under,
 			lock_key_give_back(key->hash);
 	}
 
+	claim_repeats = false;
 	answer->outcome = CLAIM_CLAIMED;
 	answer->response = NULL;
 	answer->attempt = work.attempt;

@@ -131,12 +131,21 @@ key_id(const IdemKey *key)
 
 	if (!key->has_id)
 	{
-		if (key->scope_len > 0 ||
-			!key_read_uuid(&mutable->id, key->key, key->key_len))
+		mutable->is_id = key->scope_len == 0 &&
+			key_read_uuid(&mutable->id, key->key, key->key_len);
+		if (!mutable->is_id)
 			key_hash_to_id(&mutable->id, key);
 		mutable->has_id = true;
 	}
 	return &key->id;
+}
+
+/* Is the key its own ID?  Then it need not be stored a second time. */
+bool
+key_is_id(const IdemKey *key)
+{
+	(void) key_id(key);
+	return key->is_id;
 }
 
 /* A UUID in the form in which PostgreSQL writes it, but of no version 8. */

@@ -35,7 +35,8 @@ typedef struct IdemKey
 	int			key_len;
 	const char *scope;
 	const char *key;
-	bool		has_id;			/* id is filled in: see key_id() */
+	bool		has_id;			/* the rest is filled in: see key_id() */
+	bool		is_id;			/* the key is the ID as text, without a scope */
 	pg_uuid_t	id;				/* names the key in the table, with the owner */
 } IdemKey;
 
@@ -49,6 +50,7 @@ typedef struct IdemFingerprint
 extern void key_make(IdemKey *result, const text *key, const text *scope);
 extern void key_check_text(const char *what, const text *value, int max_len);
 extern const pg_uuid_t *key_id(const IdemKey *key);
+extern bool key_is_id(const IdemKey *key);
 extern bool key_equal(const IdemKey *a, const IdemKey *b);
 extern char *key_name(const IdemKey *key);
 extern void key_fingerprint(IdemFingerprint *result, Jsonb *request);

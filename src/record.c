@@ -44,6 +44,7 @@
 #include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
+#include "utils/fmgrprotos.h"
 #include "utils/rel.h"
 #include "utils/resowner.h"
 #include "utils/snapmgr.h"
@@ -86,7 +87,7 @@ static const StoreColumn record_columns[] =
 	{"id", UUIDOID, true},
 	{"owner", REGROLEOID, true},
 	{"scope", TEXTOID, true},
-	{"key", TEXTOID, true},
+	{"key", TEXTOID, false},
 	{"fingerprint", BYTEAOID, false},
 	{"response", JSONBOID, false},
 	{"state", CHAROID, true},
@@ -127,6 +128,7 @@ static void record_seek(RecordScan *scan, const IdemKey *key,
 static HeapTuple record_next(RecordScan *scan);
 static void record_decode(Relation rel, HeapTuple tuple, const IdemKey *key,
 						  IdemRecord *record);
+static bool record_id_is(Datum datum, const IdemKey *key);
 static bool record_text_is(Datum datum, const char *data, int len);
 static void record_decode_lease(const Datum *values, const bool *isnull,
 								IdemLease *lease);
@@ -415,7 +417,9 @@ record_decode(Relation rel, HeapTuple tuple, const IdemKey *key,
 
 	if (DatumGetObjectId(values[Anum_owner - 1]) != key->owner ||
 		!record_text_is(values[Anum_scope - 1], key->scope, key->scope_len) ||
-		!record_text_is(values[Anum_key - 1], key->key, key->key_len))
+		!(isnull[Anum_key - 1] ?
+		  record_id_is(values[Anum_id - 1], key) :
+		  record_text_is(values[Anum_key - 1], key->key, key->key_len)))
 		ereport(ERROR,
 				(errcode(ERRCODE_INDEX_CORRUPTED),
 				 errmsg("primary key index of table \"%s\" leads to the wrong row",
@@ -513,6 +517,13 @@ record_lease_keeps(const IdemLease *lease, TimestampTz now)
 }
 
 static bool
+record_id_is(Datum datum, const IdemKey *key)
+{
+	return key_is_id(key) &&
+		memcmp(DatumGetUUIDP(datum), key_id(key), sizeof(pg_uuid_t)) == 0;
+}
+
+static bool
 record_text_is(Datum datum, const char *data, int len)
 {
 	text	   *value = DatumGetTextPP(datum);
@@ -553,8 +564,10 @@ record_encode(Relation rel, const IdemKey *key, const IdemRecord *record,
 	values[Anum_owner - 1] = ObjectIdGetDatum(key->owner);
 	values[Anum_scope - 1] =
 		PointerGetDatum(cstring_to_text_with_len(key->scope, key->scope_len));
-	values[Anum_key - 1] =
-		PointerGetDatum(cstring_to_text_with_len(key->key, key->key_len));
+	isnull[Anum_key - 1] = key_is_id(key);
+	if (!isnull[Anum_key - 1])
+		values[Anum_key - 1] =
+			PointerGetDatum(cstring_to_text_with_len(key->key, key->key_len));
 
 	key_store_fingerprint(&record->fingerprint,
 						  &values[Anum_fingerprint - 1],
@@ -855,6 +868,7 @@ record_visit_leases(void (*visit) (const IdemKey *key,
 		bool		isnull;
 		IdemKey		key;
 		IdemRecord	record;
+		Datum		datum;
 		text	   *value;
 
 		CHECK_FOR_INTERRUPTS();
@@ -869,9 +883,19 @@ record_visit_leases(void (*visit) (const IdemKey *key,
 		value = DatumGetTextPP(slot_getattr(slot, Anum_scope, &isnull));
 		key.scope = VARDATA_ANY(value);
 		key.scope_len = VARSIZE_ANY_EXHDR(value);
-		value = DatumGetTextPP(slot_getattr(slot, Anum_key, &isnull));
-		key.key = VARDATA_ANY(value);
-		key.key_len = VARSIZE_ANY_EXHDR(value);
+		datum = slot_getattr(slot, Anum_key, &isnull);
+		if (isnull)
+		{
+			datum = slot_getattr(slot, Anum_id, &isnull);
+			key.key = DatumGetCString(DirectFunctionCall1(uuid_out, datum));
+			key.key_len = strlen(key.key);
+		}
+		else
+		{
+			value = DatumGetTextPP(datum);
+			key.key = VARDATA_ANY(value);
+			key.key_len = VARSIZE_ANY_EXHDR(value);
+		}
 		record_decode(rel, ((HeapTupleTableSlot *) slot)->tuple, &key, &record);
 		visit(&key, &record, arg);
 	}

@@ -11,8 +11,9 @@
  *
  * The primary key is an ID of 16 bytes that stands for key and scope, see
  * key_id(), with the owner: half the size of an index on the key itself, and half
- * the pages to write in full after a checkpoint.  The constraint is for those who
- * write rows by hand: under a wrong ID a key would not be found, and be done again.
+ * the pages to write in full after a checkpoint.  A key that is its own ID is not
+ * stored a second time.  The constraint is for those who write rows by hand: under
+ * a wrong ID a key would not be found, and be done again.
  */
 CREATE TABLE @extschema@.idem_key
 (
@@ -22,7 +23,7 @@ CREATE TABLE @extschema@.idem_key
 	id			pg_catalog.uuid NOT NULL,
 	owner		pg_catalog.regrole NOT NULL,
 	scope		pg_catalog.text COLLATE pg_catalog."C" NOT NULL,
-	key			pg_catalog.text COLLATE pg_catalog."C" NOT NULL,
+	key			pg_catalog.text COLLATE pg_catalog."C",
 	fingerprint	pg_catalog.bytea,
 	response	pg_catalog.jsonb,
 	state		pg_catalog."char" NOT NULL DEFAULT 'f',
@@ -35,7 +36,7 @@ CREATE TABLE @extschema@.idem_key
 	takeover	pg_catalog."char",
 	holder		pg_catalog.text COLLATE pg_catalog."C",
 	PRIMARY KEY (id, owner),
-	CHECK (id OPERATOR(pg_catalog.=) @extschema@.idem_key_id(key, scope))
+	CHECK (id OPERATOR(pg_catalog.=) @extschema@.idem_key_id(COALESCE(key, id::pg_catalog.text), scope))
 ) USING heap
 WITH (autovacuum_vacuum_scale_factor = 0.05,
 	  toast.autovacuum_vacuum_scale_factor = 0.05);
@@ -55,7 +56,7 @@ COMMENT ON COLUMN @extschema@.idem_key.owner IS
 COMMENT ON COLUMN @extschema@.idem_key.scope IS
 'Namespace chosen by the caller; empty by default; at most 128 bytes.';
 COMMENT ON COLUMN @extschema@.idem_key.key IS
-'The client''s name for one logical operation; 1 to 512 bytes.';
+'The client''s name for one logical operation; 1 to 512 bytes. Null if it is the id.';
 COMMENT ON COLUMN @extschema@.idem_key.fingerprint IS
 'SHA-256 of the canonical request; null if the claim gave no request.';
 COMMENT ON COLUMN @extschema@.idem_key.response IS

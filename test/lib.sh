@@ -14,7 +14,8 @@
 #
 # PG_CONFIG chooses the server; KEEP=1 keeps the directory. NEED_TAP,
 # NEED_PYTHON and NEED_TOOLS (program:package ...) say, before this file is sourced, what a script needs besides the
-# server; PASS names the variables of the caller that it wants to see inside.
+# server; PASS names the variables of the caller that it wants to see inside. What
+# it leaves in the directory results, beside src, is copied to RESULTS, if that is set.
 
 set -euo pipefail
 
@@ -70,7 +71,15 @@ sandbox()
 	child=$!
 	set +m
 	wait "$child" || status=$?
+	[ -z "${RESULTS:-}" ] || [ ! -d results ] || bring_results ||
+		say "cannot write the results to $RESULTS" >&2
 	exit "$status"
+}
+
+bring_results()
+{
+	mkdir -p "$RESULTS" && "${as_user[@]}" tar -C results -cf - . |
+		tar -C "$RESULTS" --no-overwrite-dir --no-same-owner -xf -
 }
 
 # What git knows of or would, so that no build product comes along; without

@@ -266,7 +266,7 @@ SELECT results_eq(
 			 ('id', 'uuid', true),
 			 ('owner', 'regrole', true),
 			 ('scope', 'text', true),
-			 ('key', 'text', true),
+			 ('key', 'text', false),
 			 ('fingerprint', 'bytea', false),
 			 ('response', 'jsonb', false),
 			 ('state', '"char"', true),

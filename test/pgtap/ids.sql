@@ -10,7 +10,7 @@ GRANT USAGE ON SCHEMA idem TO PUBLIC;
 CREATE EXTENSION idempotency SCHEMA idem;
 SET LOCAL search_path = public, idem;
 
-SELECT plan(44);
+SELECT plan(54);
 
 -- A UUID in its usual form, without a scope and not of version 8, is its own ID.
 -- Of all else it is made of the SHA-256 of scope and key in UTF-8, each behind its
@@ -76,7 +76,9 @@ SELECT throws_ok($$SELECT idem_key_id('k', repeat('s', 129))$$, '54000', NULL, '
 SELECT set_eq(
 	$$SELECT key FROM vector, LATERAL idem_claim(key, scope => scope) AS c, LATERAL idem_finish(key, '1', scope) WHERE outcome = 'claimed'$$,
 	$$SELECT key FROM vector$$, 'all are claimed');
-SELECT set_eq($$SELECT key, scope, id FROM idem_key$$, $$SELECT key, scope, id FROM vector$$, 'and stored under their IDs');
+SELECT set_eq($$SELECT coalesce(key, id::text), scope, id FROM idem_key$$, $$SELECT key, scope, id FROM vector$$, 'and stored under their IDs');
+SELECT set_eq($$SELECT id FROM idem_key WHERE key IS NULL$$, $$SELECT id FROM vector WHERE key = id::text$$, 'but for the key itself where that is the ID');
+SELECT set_eq($$SELECT key, state FROM vector, LATERAL idem_lookup(key, scope)$$, $$SELECT key, 'finished' FROM vector$$, 'and are looked up');
 SELECT is_empty($$SELECT outcome FROM vector, LATERAL idem_claim(key, scope => scope) WHERE outcome <> 'replayed'$$, 'and found');
 SELECT throws_ok($$UPDATE idem_key SET id = gen_random_uuid() WHERE key = 'order-1' AND scope = ''$$, '23514', NULL,
 	'no row gets another ID');
@@ -85,6 +87,18 @@ SELECT throws_ok($$UPDATE idem_key SET key = 'order-2' WHERE key = 'order-1' AND
 SELECT throws_ok($$INSERT INTO idem_key (expires_at, claimed_at, id, owner, scope, key)
 		VALUES ('infinity', now(), gen_random_uuid(), current_user::regrole, '', 'new')$$, '23514', NULL,
 	'nor is one written under a wrong one');
+SELECT throws_ok($$UPDATE idem_key SET key = NULL WHERE key = 'order-1' AND scope = ''$$, '23514', NULL,
+	'nor without its key');
+SELECT throws_ok($$UPDATE idem_key SET scope = 's' WHERE key IS NULL$$, '23514', NULL,
+	'nor in a scope without its key');
+SELECT lives_ok($$UPDATE idem_key SET key = id::text WHERE key IS NULL$$, 'a key may be written that need not be');
+SELECT is_empty($$SELECT outcome FROM vector, LATERAL idem_claim(key, scope => scope) WHERE outcome <> 'replayed'$$, 'and is found as well');
+
+-- A lease under a UUID is listed by its key.
+
+SELECT is(outcome, 'claimed', 'a lease') FROM idem_claim('0d1f1c1a-7b3c-4d5e-8f90-123456789abc', lease => '1 min');
+SELECT results_eq($$SELECT key, state FROM idem_in_flight WHERE key ~ '^0d1f'$$, $$VALUES ('0d1f1c1a-7b3c-4d5e-8f90-123456789abc', 'in_progress')$$, 'and listed by its key');
+SELECT ok(idem_release('0d1f1c1a-7b3c-4d5e-8f90-123456789abc', token => token) IS NOT NULL, 'and released') FROM idem_key WHERE state = 'p';
 
 -- A row under the ID of another key, as it would be if SHA-256 were broken.
 
@@ -92,6 +106,8 @@ ALTER TABLE idem_key DROP CONSTRAINT idem_key_check;
 UPDATE idem_key SET key = 'order-2' WHERE key = 'order-1' AND scope = '';
 SELECT throws_ok($$SELECT outcome FROM idem_claim('order-1')$$, 'XX002', NULL, 'is not taken for that of the key');
 SELECT is(outcome, 'claimed', 'and is not found under its own') FROM idem_claim('order-2');
+UPDATE idem_key SET key = NULL WHERE key = 'order-2';
+SELECT throws_ok($$SELECT outcome FROM idem_claim('order-1')$$, 'XX002', NULL, 'nor is one without any key');
 
 SELECT * FROM finish();
 ROLLBACK;

@@ -1,0 +1,114 @@
+-- The tables of the variants, and what fills them. "hand" is what people write, and
+-- keeps what an idempotency key is kept for: whose it is, when it was claimed and
+-- finished, until when it counts, and the response.
+CREATE EXTENSION idempotency;
+
+CREATE TABLE hand (
+	scope text NOT NULL,
+	key text NOT NULL,
+	created_at timestamptz NOT NULL,
+	finished_at timestamptz,
+	expires_at timestamptz NOT NULL,
+	response jsonb,
+	PRIMARY KEY (scope, key)
+);
+
+-- The least that works, for one application and nobody to ask when it was.
+CREATE TABLE lean (
+	key text PRIMARY KEY,
+	created_at timestamptz NOT NULL DEFAULT now(),
+	expires_at timestamptz NOT NULL,
+	response jsonb
+);
+
+-- The same for those whose keys are all UUIDs.
+CREATE TABLE lean_uuid (
+	key uuid PRIMARY KEY,
+	created_at timestamptz NOT NULL DEFAULT now(),
+	expires_at timestamptz NOT NULL,
+	response jsonb
+);
+
+-- The floor: the very row that claim + finish leave behind, inserted by SQL.
+CREATE TABLE floor (LIKE idem_key INCLUDING DEFAULTS INCLUDING INDEXES);
+
+-- Two functions on a table like "hand".
+CREATE TABLE hand_pl (LIKE hand INCLUDING INDEXES);
+
+CREATE FUNCTION hand_claim(k text, OUT outcome text, OUT response jsonb) LANGUAGE plpgsql AS $$
+BEGIN
+	PERFORM pg_advisory_xact_lock(hashtextextended(k, 0));
+	SELECT h.response INTO response FROM hand_pl AS h
+	WHERE h.scope = '' AND h.key = k AND h.expires_at > clock_timestamp();
+	IF FOUND THEN
+		outcome := 'replayed';
+	ELSE
+		outcome := 'claimed';
+		INSERT INTO hand_pl (scope, key, created_at, expires_at)
+		VALUES ('', k, clock_timestamp(), clock_timestamp() + '24 hours')
+		ON CONFLICT (scope, key) DO UPDATE SET created_at = EXCLUDED.created_at,
+			expires_at = EXCLUDED.expires_at, finished_at = NULL, response = NULL;
+	END IF;
+END $$;
+
+CREATE FUNCTION hand_finish(k text, r jsonb) RETURNS jsonb LANGUAGE plpgsql AS $$
+BEGIN
+	UPDATE hand_pl SET response = r, finished_at = clock_timestamp() WHERE scope = '' AND key = k;
+	RETURN r;
+END $$;
+
+-- Leases by hand, and the steps of flows.
+CREATE TABLE hand_lease (
+	scope text NOT NULL,
+	key text NOT NULL,
+	token uuid NOT NULL,
+	created_at timestamptz NOT NULL,
+	lease_until timestamptz NOT NULL,
+	finished_at timestamptz,
+	expires_at timestamptz NOT NULL,
+	response jsonb,
+	PRIMARY KEY (scope, key)
+);
+
+CREATE TABLE hand_step (
+	key text NOT NULL,
+	step text NOT NULL,
+	finished_at timestamptz NOT NULL,
+	result jsonb,
+	PRIMARY KEY (key, step)
+);
+
+-- What the one round trip writes beside its key.
+CREATE TABLE orders (
+	id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+	account int NOT NULL,
+	amount numeric NOT NULL,
+	at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+
+-- The keys that are there before a case begins. The first two are repeated by number,
+-- the other two fill large tables: random ones, and ones of times long past.
+CREATE FUNCTION present_key(kind text, n bigint) RETURNS text LANGUAGE sql IMMUTABLE AS $$
+SELECT CASE kind
+	WHEN 'repeat' THEN '00000000-0000-4000-8000-' || (100000000000 + n)
+	WHEN 'text' THEN 'order-made-by-somebody-x' || (100000000000 + n)
+	WHEN 'random' THEN md5(n::text)::uuid::text
+	ELSE overlay(overlay(md5(n::text) PLACING lpad(to_hex(1600000000000 + n), 12, '0') FROM 1)
+		PLACING '7' FROM 13)::uuid::text
+END $$;
+
+-- Ours are claimed and finished like all others, no more in a transaction than it may
+-- lock, so that each row is written once.
+CREATE PROCEDURE fill_idem(kind text, total bigint, response jsonb) LANGUAGE plpgsql AS $$
+DECLARE
+	chunk CONSTANT int := 50;
+	keys text[];
+BEGIN
+	FOR start IN 0 .. total - 1 BY chunk LOOP
+		keys := ARRAY(SELECT present_key(kind, n)
+			FROM generate_series(start, least(start + chunk, total) - 1) AS n);
+		PERFORM FROM idem_claim_many(keys);
+		PERFORM FROM idem_finish_many(keys, array_fill(response, ARRAY[cardinality(keys)]));
+		COMMIT;
+	END LOOP;
+END $$;

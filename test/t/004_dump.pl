@@ -44,6 +44,8 @@ $old->safe_psql('shop', qq{
 	SELECT $schema.idem_finish('k', '{"by": "ann"}', 's');
 	COMMIT;
 	SELECT $schema.idem_finish('nothing') FROM $schema.idem_claim('nothing');
+	SELECT $schema.idem_finish('0ac2dcfc-9f0c-4c1c-8f1e-5d6c7b8a9012', '"uuid"')
+	  FROM $schema.idem_claim('0ac2dcfc-9f0c-4c1c-8f1e-5d6c7b8a9012');
 	SELECT $schema.idem_finish(E'\\n\\t\\\\"\\u00e4', 'null')
 	  FROM $schema.idem_claim(E'\\n\\t\\\\"\\u00e4', ttl => '100 years');
 	SET SESSION AUTHORIZATION bob;
@@ -136,11 +138,12 @@ sub check
 		SELECT outcome, response FROM $schema.idem_claim('k', scope => 's', request => '{"amount": 10}');
 		SELECT outcome FROM $schema.idem_claim('k', scope => 's', request => '{"amount": 11}');
 		SELECT outcome, response IS NULL FROM $schema.idem_claim('nothing');
+		SELECT outcome, response FROM $schema.idem_claim('0ac2dcfc-9f0c-4c1c-8f1e-5d6c7b8a9012');
 		SELECT outcome, response FROM $schema.idem_claim(E'\\n\\t\\\\"\\u00e4');
 		SET SESSION AUTHORIZATION bob;
 		SELECT outcome, response FROM $schema.idem_claim('k', scope => 's');
 		SELECT count(*) FROM $schema.idem_lookup('nothing');
-	}), qq(replayed|{"by": "ann"}\nmismatch\nreplayed|t\nreplayed|null\nreplayed|{"by": "bob"}\n0),
+	}), qq(replayed|{"by": "ann"}\nmismatch\nreplayed|t\nreplayed|"uuid"\nreplayed|null\nreplayed|{"by": "bob"}\n0),
 		"$how: replays and mismatches");
 	my $other = $node->safe_psql($database, "SELECT secret FROM $schema.idem_secret");
 	like($other, qr/^[0-9a-f-]{36}$/, "$how: one secret");

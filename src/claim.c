@@ -206,7 +206,9 @@ claim_decide(const ClaimRequest *request, ClaimAnswer *answer)
 void
 claim_begin_series(ClaimSeries *series, Oid table)
 {
-	series->scan = record_begin_looks(table);
+	const bool	for_writing = true;
+
+	series->scan = record_begin_looks(table, for_writing);
 	series->nahead = 0;
 }
 
@@ -247,11 +249,12 @@ claim_decide_next(const ClaimRequest *request, ClaimSeries *series,
 		answer->retry_at = 0;
 		locked = locked || (!look_first && lock_key_try(key->hash));
 		record_look(series->scan, key, &look);
+		verdict = look.found && !look.changed ?
+			claim_hear(request, &look.record, answer) : CLAIM_OPEN;
 		if (look_first)
 		{
 			look_first = false;
-			if (look.changed || !look.found ||
-				claim_hear(request, &look.record, answer) == CLAIM_OPEN)
+			if (verdict == CLAIM_OPEN)
 				continue;
 		}
 		if (look.changed)
@@ -261,8 +264,6 @@ claim_decide_next(const ClaimRequest *request, ClaimSeries *series,
 				return;
 			record_raise_changed(key);
 		}
-		verdict = look.found ?
-			claim_hear(request, &look.record, answer) : CLAIM_OPEN;
 		if (verdict != CLAIM_OPEN)
 		{
 			if (locked)

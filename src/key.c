@@ -41,9 +41,10 @@ static void key_hash_to_id(pg_uuid_t *id, const IdemKey *key);
 static uint64 key_siphash(const uint8 *secret, const uint8 *data, size_t len);
 static void key_append_bytes(StringInfo buf, char tag,
 							 const char *data, int len);
+static void key_append_string(StringInfo buf, const char *data, int len);
 static void key_sha256(const StringInfoData *data, uint8 *digest);
 static void key_sha256_uuid(pg_uuid_t *result, const StringInfoData *data);
-static void key_append_utf8(StringInfo buf, const char *data, int len);
+static void key_append_utf8(StringInfo buf, const text *value);
 
 PG_FUNCTION_INFO_V1(idem_key_id);
 PG_FUNCTION_INFO_V1(idem_derive);
@@ -117,9 +118,13 @@ key_equal(const IdemKey *a, const IdemKey *b)
  * characters) is its own ID, so that keys that come in the order of time, as
  * UUIDs of version 7 do, lie side by side in the index.  Of all others the ID is a
  * UUID of version 8: the first 128 bits of the SHA-256 of scope and key, each
- * preceded by its length as in idem_derive(), with the bits of version and
- * variant set.  UUIDs of version 8 are hashed, too; so whoever may choose a key
- * can make the ID of another one only by breaking SHA-256.
+ * preceded by its length in four bytes, most significant first, with the bits of
+ * version and variant set.  UUIDs of version 8 are hashed, too; so whoever may
+ * choose a key can make the ID of another one only by breaking SHA-256.
+ *
+ * The bytes are those of the server's encoding, since not every text has a form
+ * in UTF-8, nor one of its own: the conversions map some characters of EUC_TW to the
+ * same one.
  *
  * IDs are stored, dumped and replicated: this may never change.
  */
@@ -184,8 +189,8 @@ key_hash_to_id(pg_uuid_t *id, const IdemKey *key)
 	StringInfoData buf;
 
 	initStringInfo(&buf);
-	key_append_utf8(&buf, key->scope, key->scope_len);
-	key_append_utf8(&buf, key->key, key->key_len);
+	key_append_string(&buf, key->scope, key->scope_len);
+	key_append_string(&buf, key->key, key->key_len);
 	key_sha256_uuid(id, &buf);
 	pfree(buf.data);
 }
@@ -468,9 +473,15 @@ key_read_fingerprint(IdemFingerprint *fingerprint, Datum value, bool isnull)
 static void
 key_append_bytes(StringInfo buf, char tag, const char *data, int len)
 {
+	appendStringInfoChar(buf, tag);
+	key_append_string(buf, data, len);
+}
+
+static void
+key_append_string(StringInfo buf, const char *data, int len)
+{
 	uint32		word = pg_hton32((uint32) len);
 
-	appendStringInfoChar(buf, tag);
 	appendBinaryStringInfo(buf, (const char *) &word, sizeof(word));
 	appendBinaryStringInfo(buf, data, len);
 }
@@ -552,9 +563,9 @@ idem_derive(PG_FUNCTION_ARGS)
 	initStringInfo(&buf);
 	appendBinaryStringInfo(&buf, PG_ARGISNULL(3) ? (const char *) key_namespace :
 						   (const char *) PG_GETARG_UUID_P(3)->data, UUID_LEN);
-	key_append_utf8(&buf, VARDATA_ANY(scope), VARSIZE_ANY_EXHDR(scope));
-	key_append_utf8(&buf, VARDATA_ANY(key), VARSIZE_ANY_EXHDR(key));
-	key_append_utf8(&buf, VARDATA_ANY(step), VARSIZE_ANY_EXHDR(step));
+	key_append_utf8(&buf, scope);
+	key_append_utf8(&buf, key);
+	key_append_utf8(&buf, step);
 	key_sha256_uuid(result, &buf);
 	PG_RETURN_UUID_P(result);
 }
@@ -571,11 +582,10 @@ key_sha256_uuid(pg_uuid_t *result, const StringInfoData *data)
 	result->data[8] = (result->data[8] & 0x3f) | 0x80;
 }
 
-/* A string of the server's encoding, preceded by its length in UTF-8. */
 static void
-key_append_utf8(StringInfo buf, const char *data, int len)
+key_append_utf8(StringInfo buf, const text *value)
 {
-	char	   *server = pnstrdup(data, len);
+	char	   *server = text_to_cstring(value);
 	char	   *utf8 = pg_server_to_any(server, strlen(server), PG_UTF8);
 	uint32		word = pg_hton32((uint32) strlen(utf8));
 

@@ -49,8 +49,9 @@ lock_key_tag(LOCKTAG *tag, uint64 hash)
 }
 
 /*
- * Waits go by the monotonic clock, so that a step of the system's clock does
- * not prolong them.
+ * Deadlines go by the monotonic clock, so that a step of the system's clock does
+ * not move them.  What is spent in the lock queue until then is up to PostgreSQL's
+ * lock_timeout, which such a step does prolong.
  */
 static int64
 lock_clock(void)

@@ -8,7 +8,8 @@
  *
  * Locks.  record_open() locks the table for the rest of the (sub)transaction,
  * under CurTransactionResourceOwner like the key locks (see lock.c); the other
- * functions rely on it and open the table without locking.  Nobody can
+ * functions rely on it and open the table without locking; those who may write
+ * lock its indexes as long (store.c).  Nobody can
  * drop, rewrite or alter it while a claim is remembered, except the very
  * transaction that holds it, which is why a version that was remembered is
  * looked up again before it is written.
@@ -115,6 +116,7 @@ struct RecordScan
 	MemoryContext context;
 	Relation	rel;
 	Relation	index;
+	LOCKMODE	lock;			/* of the index, to be released with the scan */
 	IndexScanDesc scan;
 	TupleTableSlot *slot;
 	ScanKeyData keys[lengthof(record_key)];
@@ -208,16 +210,23 @@ record_table_exists(Oid table)
  * ----------------------------------------------------------------
  */
 
-/* Get ready for looks at many keys; the table is open and locked. */
+/*
+ * Get ready for looks at many keys; the table is open and locked.  If rows may be
+ * written afterwards, the index is locked for that already.
+ */
 RecordScan *
-record_begin_looks(Oid table)
+record_begin_looks(Oid table, bool for_writing)
 {
 	const int	no_order = 0;
 	RecordScan *scan = palloc(sizeof(RecordScan));
+	Oid			index;
 
 	scan->context = CurrentMemoryContext;
 	scan->rel = table_open(table, NoLock);
-	scan->index = store_open_index(RelationGetPrimaryKeyIndex(scan->rel, false));
+	index = RelationGetPrimaryKeyIndex(scan->rel, false);
+	scan->lock = for_writing ? NoLock : AccessShareLock;
+	scan->index = for_writing ? store_open_index(index) :
+		index_open(index, scan->lock);
 	scan->slot = table_slot_create(scan->rel, NULL);
 
 	/* in the order of the index; the arguments follow with each key */
@@ -233,7 +242,7 @@ record_end_looks(RecordScan *scan)
 {
 	index_endscan(scan->scan);
 	ExecDropSingleTupleTableSlot(scan->slot);
-	index_close(scan->index, NoLock);
+	index_close(scan->index, scan->lock);
 	table_close(scan->rel, NoLock);
 	pfree(scan);
 }
@@ -302,6 +311,7 @@ record_next(RecordScan *scan)
 void
 record_look(RecordScan *scan, const IdemKey *key, IdemLook *look)
 {
+	const bool	for_writing = true;
 	const bool	only_look = scan == NULL;
 	const bool	one_snapshot = IsolationUsesXactSnapshot();
 	Snapshot	xact_snapshot = one_snapshot ? GetTransactionSnapshot() : NULL;
@@ -309,7 +319,7 @@ record_look(RecordScan *scan, const IdemKey *key, IdemLook *look)
 	HeapTuple	tuple;
 
 	if (only_look)
-		scan = record_begin_looks(key->table);
+		scan = record_begin_looks(key->table, for_writing);
 
 	look->found = false;
 	look->changed = false;
@@ -389,7 +399,8 @@ record_raise_changed(const IdemKey *key)
 bool
 record_read(const IdemKey *key, IdemRecord *record)
 {
-	RecordScan *scan = record_begin_looks(key->table);
+	const bool	for_writing = false;
+	RecordScan *scan = record_begin_looks(key->table, for_writing);
 	HeapTuple	tuple;
 
 	record_seek(scan, key, GetActiveSnapshot());

@@ -94,7 +94,7 @@ typedef struct RecordScan RecordScan;
 extern void record_open(bool for_writing);
 extern bool record_table_exists(Oid table);
 pg_noreturn extern void record_raise_changed(const IdemKey *key);
-extern RecordScan *record_begin_looks(Oid table);
+extern RecordScan *record_begin_looks(Oid table, bool for_writing);
 extern void record_end_looks(RecordScan *scan);
 extern void record_look(RecordScan *scan, const IdemKey *key, IdemLook *look);
 extern void record_look_twice(const IdemKey *key, IdemLook *look);

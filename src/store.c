@@ -119,7 +119,8 @@ store_check_shape(Relation rel, const StoreShape *shape)
 }
 
 /*
- * Open an index of a table that is locked, for looks and for insertions alike.
+ * Open an index of a table that is locked for writing, for the look before an
+ * insertion as well.
  *
  * It stays locked to the end of the (sub)transaction, so that one which claims a
  * key and finishes it asks the lock manager once; under CurTransactionResourceOwner
@@ -207,7 +208,8 @@ store_form_tuple(Relation rel, StoreRow *row)
 
 /*
  * Insert rows.  A duplicate raises 23505 as ever, and *current tells then which
- * row it was; pages fill up best if the rows come in the order of the key.
+ * row it was; pages are met best if the rows come in the order of the key
+ * (that of UUIDs as text is that of their IDs).
  */
 void
 store_insert(Relation rel, StoreRow *rows, int nrows, volatile int *current)

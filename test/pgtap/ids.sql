@@ -13,8 +13,8 @@ SET LOCAL search_path = public, idem;
 SELECT plan(54);
 
 -- A UUID in its usual form, without a scope and not of version 8, is its own ID.
--- Of all else it is made of the SHA-256 of scope and key in UTF-8, each behind its
--- length; version 8, variant 10.
+-- Of all else it is made of the SHA-256 of scope and key in the encoding of the
+-- database, which is UTF-8 here, each behind its length; version 8, variant 10.
 
 CREATE FUNCTION with_length(value text) RETURNS bytea LANGUAGE sql IMMUTABLE AS
 $$SELECT int4send(octet_length(convert_to(value, 'UTF8'))) || convert_to(value, 'UTF8')$$;

@@ -48,7 +48,7 @@ for my $step (-3600, 3600)
 	my $waiter = $node->background_psql('postgres');
 	$waiter->query_until(qr/ready/, qq{
 		\\echo ready
-		SELECT outcome FROM idem_claim('k', lease => '1 min', wait => '1 s');
+		SELECT outcome FROM idem_claim('k', lease => '1 min', wait => '10 s');
 	});
 	ok($node->poll_query_until('postgres', q{
 		SELECT count(*) = 1 FROM pg_stat_activity WHERE wait_event_type = 'Extension'}),

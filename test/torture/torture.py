@@ -231,6 +231,13 @@ def give_up(run, report):
     """A run that hangs has failed, and says where. It leaves nobody behind who would
     keep others waiting for the end of its output."""
     try:
+        tell_where(run, report)
+    finally:
+        os._exit(1)
+
+
+def tell_where(run, report):
+    try:
         rows = execute(run, """
             SELECT pid, application_name, state, wait_event_type, wait_event,
                    clock_timestamp() - query_start, query
@@ -244,7 +251,6 @@ def give_up(run, report):
     for process in multiprocessing.active_children():
         process.kill()
     run.server.stop()
-    os._exit(1)
 
 
 def main():
@@ -258,6 +264,7 @@ def main():
     watchdog = threading.Timer(2 * duration + 120, give_up, (run, report))
     watchdog.daemon = True
     watchdog.start()
+    faulthandler.dump_traceback_later(2 * duration + 180, exit=True)
     totals = collections.Counter()
     run.server.start()
     execute(run, 'CREATE ROLE alice LOGIN; CREATE ROLE bob LOGIN; CREATE ROLE guest LOGIN;'

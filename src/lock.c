@@ -172,12 +172,14 @@ lock_wait_for(const IdemWait *wait, void (*acquire) (void *arg), void *arg)
 	{
 		/* if it is INT_MAX, we may come here again */
 		long		remaining = lock_wait_left(wait);
+		char		limit[32];
 		bool		ours;
 		volatile bool acquired = false;
 
 		if (remaining == 0)
 			break;
 		ours = LockTimeout <= 0 || remaining < LockTimeout;
+		snprintf(limit, sizeof(limit), "%ld", remaining);
 
 		BeginInternalSubTransaction(NULL);
 		MemoryContextSwitchTo(context);
@@ -186,14 +188,9 @@ lock_wait_for(const IdemWait *wait, void (*acquire) (void *arg), void *arg)
 			int			guc_level = NewGUCNestLevel();
 
 			if (ours)
-			{
-				char		value[32];
-
-				snprintf(value, sizeof(value), "%ld", remaining);
-				(void) set_config_option("lock_timeout", value,
+				(void) set_config_option("lock_timeout", limit,
 										 PGC_USERSET, PGC_S_SESSION,
 										 GUC_ACTION_SAVE, true, 0, false);
-			}
 			acquire(arg);
 			AtEOXact_GUC(true, guc_level);
 			acquired = true;

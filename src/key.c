@@ -587,8 +587,6 @@ key_append_utf8(StringInfo buf, const text *value)
 {
 	char	   *server = text_to_cstring(value);
 	char	   *utf8 = pg_server_to_any(server, strlen(server), PG_UTF8);
-	uint32		word = pg_hton32((uint32) strlen(utf8));
 
-	appendBinaryStringInfo(buf, (const char *) &word, sizeof(word));
-	appendStringInfoString(buf, utf8);
+	key_append_string(buf, utf8, strlen(utf8));
 }

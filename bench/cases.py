@@ -28,9 +28,9 @@ class Plan:
     """How long, and how often. QUICK says whether everything works, not what it costs."""
 
     quick: bool = False
-    seconds: int = 6                    # of each measurement
-    seconds_large: int = 20             # with a large table
-    seconds_long: int = 60              # where full-page images count: some checkpoints
+    seconds: int = 4                    # of each measurement
+    seconds_large: int = 15             # with a large table
+    seconds_long: int = 45              # where full-page images count: some checkpoints
     rounds: int = 3
     rounds_target: int = 5              # of cases that a target is set for
     keys: int = 100_000                 # written in the cases "stored" and "expiry"

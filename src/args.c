@@ -124,6 +124,51 @@ args_lease(Interval *lease, FunctionCallInfo fcinfo, int arg)
 				 errhint("Use an interval such as '30 seconds'.")));
 }
 
+/* How long something is put off.  False for NULL. */
+bool
+args_delay(Interval *delay, FunctionCallInfo fcinfo, int arg,
+		   const char *name, const char *hint)
+{
+	TimestampTz now;
+
+	if (PG_ARGISNULL(arg))
+		return false;
+
+	*delay = *PG_GETARG_INTERVAL_P(arg);
+	now = GetCurrentTimestamp();
+	if (INTERVAL_NOT_FINITE(delay) || args_add(now, delay) < now)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("%s must be finite and not negative", name),
+				 errhint("%s", hint)));
+	return true;
+}
+
+/* A number of attempts; 0 for no limit, "otherwise" for NULL. */
+int32
+args_max_attempts(FunctionCallInfo fcinfo, int arg, int32 otherwise)
+{
+	if (PG_ARGISNULL(arg))
+		return otherwise;
+	if (PG_GETARG_INT32(arg) < 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("max_attempts must not be negative"),
+				 errhint("Use 0 for no limit.")));
+	return PG_GETARG_INT32(arg);
+}
+
+bool
+args_flag(FunctionCallInfo fcinfo, int arg, const char *name, const char *hint)
+{
+	if (PG_ARGISNULL(arg))
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("%s must not be null", name),
+				 errhint("%s", hint)));
+	return PG_GETARG_BOOL(arg);
+}
+
 /* An array of one dimension, or an empty one. */
 void
 args_array(ArgsArray *array, Datum value, const char *name, Oid type)
@@ -152,22 +197,46 @@ args_token(bool isnull, Datum value)
 	return DatumGetInt64(value) == 0 ? -1 : DatumGetInt64(value);
 }
 
+/* Is a jsonb value larger than what may be stored?  It need not be detoasted yet. */
+static bool
+args_too_large(Datum value, Size *size, Size *limit)
+{
+	*size = toast_raw_datum_size(value) - VARHDRSZ;
+	*limit = (Size) args_max_response_size * 1024;
+	return *size > *limit;
+}
+
 /* A jsonb value to be stored under a key; NULL for SQL NULL. */
 Jsonb *
 args_response(const IdemKey *key, const char *what, bool isnull, Datum value)
 {
-	Size		limit = (Size) args_max_response_size * 1024;
 	Size		size;
+	Size		limit;
 
 	if (isnull)
 		return NULL;
-
-	/* before it is detoasted */
-	size = toast_raw_datum_size(value) - VARHDRSZ;
-	if (size > limit)
+	if (args_too_large(value, &size, &limit))
 		ereport(ERROR,
 				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
 				 errmsg("%s of key \"%s\" is too large", what, key_name(key)),
+				 errdetail("It has %zu bytes, the limit is %zu.", size, limit),
+				 errhint("Store the data elsewhere and a reference to it here, or raise \"idempotency.max_response_size\".")));
+	return DatumGetJsonbP(value);
+}
+
+/* One to be stored in a message. */
+Jsonb *
+args_content(const char *what, bool isnull, Datum value)
+{
+	Size		size;
+	Size		limit;
+
+	if (isnull)
+		return NULL;
+	if (args_too_large(value, &size, &limit))
+		ereport(ERROR,
+				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+				 errmsg("%s of the message is too large", what),
 				 errdetail("It has %zu bytes, the limit is %zu.", size, limit),
 				 errhint("Store the data elsewhere and a reference to it here, or raise \"idempotency.max_response_size\".")));
 	return DatumGetJsonbP(value);

@@ -50,6 +50,13 @@ extern void args_array(ArgsArray *array, Datum value, const char *name,
 extern int64 args_token(bool isnull, Datum value);
 extern Jsonb *args_response(const IdemKey *key, const char *what,
 							bool isnull, Datum value);
+extern Jsonb *args_content(const char *what, bool isnull, Datum value);
+extern bool args_delay(Interval *delay, FunctionCallInfo fcinfo, int arg,
+					   const char *name, const char *hint);
+extern int32 args_max_attempts(FunctionCallInfo fcinfo, int arg,
+							   int32 otherwise);
+extern bool args_flag(FunctionCallInfo fcinfo, int arg, const char *name,
+					  const char *hint);
 extern TimestampTz args_expiry(TimestampTz from, const Interval *ttl,
 							   IdemRetention retention);
 extern TimestampTz args_later(TimestampTz from, int64 usecs);

@@ -42,11 +42,13 @@
  */
 #define BACKOFF_MAX_STEPS	1000
 
+int			backoff_max_attempts = 10;
+int			backoff_base = 1000;
+int			backoff_cap = 60 * 60 * 1000;
+
 PG_FUNCTION_INFO_V1(idem_backoff);
 
 static int64 backoff_between(int64 low, int64 high);
-static int64 backoff_usecs(const char *what, const Interval *given);
-static IdemJitter backoff_jitter(const char *name);
 
 /*
  * The delay before the next attempt, after "attempt" of them.
@@ -86,6 +88,19 @@ backoff_delay(int32 attempt, int64 base, int64 cap, IdemJitter jitter)
 			break;
 	}
 	pg_unreachable();
+}
+
+/* The settings in microseconds; the cap is not less than the base. */
+int64
+backoff_setting_base(void)
+{
+	return backoff_base * INT64CONST(1000);
+}
+
+int64
+backoff_setting_cap(void)
+{
+	return Max(backoff_base, backoff_cap) * INT64CONST(1000);
 }
 
 /*
@@ -157,7 +172,8 @@ idem_backoff(PG_FUNCTION_ARGS)
 	PG_RETURN_INTERVAL_P(result);
 }
 
-static int64
+/* An interval as a number of microseconds, which is positive. */
+int64
 backoff_usecs(const char *what, const Interval *given)
 {
 	int64		days;
@@ -189,7 +205,7 @@ backoff_usecs(const char *what, const Interval *given)
 	return usecs;
 }
 
-static IdemJitter
+IdemJitter
 backoff_jitter(const char *name)
 {
 	static const char *const names[] =

@@ -35,11 +35,6 @@
 #include "pending.h"
 #include "record.h"
 
-/* Settings, see idempotency.c. */
-int			finish_max_attempts = 10;
-int			finish_backoff_base = 1000;
-int			finish_backoff_cap = 60 * 60 * 1000;
-
 /* What shall become of a record. */
 typedef struct FinishOutcome
 {
@@ -141,31 +136,13 @@ idem_fail(PG_FUNCTION_ARGS)
 	record_open(true);
 	args_key(&key, fcinfo, 0, 5);
 	outcome.now = GetCurrentTimestamp();
-	outcome.has_retry_in = !PG_ARGISNULL(2);
-	if (outcome.has_retry_in)
-	{
-		outcome.retry_in = *PG_GETARG_INTERVAL_P(2);
-		if (INTERVAL_NOT_FINITE(&outcome.retry_in) ||
-			args_add(outcome.now, &outcome.retry_in) < outcome.now)
-			ereport(ERROR,
-					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-					 errmsg("retry_in must be finite and not negative"),
-					 errhint("Use null for the backoff of the attempt, or final => true for no retry.")));
-	}
-	if (PG_ARGISNULL(3))
-		ereport(ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("final must not be null"),
-				 errhint("Use true for a failure that no retry can mend.")));
-	if (PG_GETARG_BOOL(3))
+	outcome.has_retry_in =
+		args_delay(&outcome.retry_in, fcinfo, 2, "retry_in",
+				   "Use null for the backoff of the attempt, or final => true for no retry.");
+	if (args_flag(fcinfo, 3, "final",
+				  "Use true for a failure that no retry can mend."))
 		outcome.state = IDEM_FAILED;
-	outcome.max_attempts = PG_ARGISNULL(4) ? finish_max_attempts :
-		PG_GETARG_INT32(4);
-	if (outcome.max_attempts < 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("max_attempts must not be negative"),
-				 errhint("Use 0 for no limit.")));
+	outcome.max_attempts = args_max_attempts(fcinfo, 4, backoff_max_attempts);
 	token = args_token(PG_ARGISNULL(6), PG_GETARG_DATUM(6));
 	pending = lease_whose_claim(&key, &token);
 	outcome.response = args_response(&key, "error",
@@ -257,11 +234,8 @@ finish_settle(IdemRecord *record, const FinishOutcome *outcome,
 			record->retry_at = args_add(outcome->now, &outcome->retry_in);
 		else
 			record->retry_at = outcome->now +
-				backoff_delay(record->attempt,
-							  finish_backoff_base * INT64CONST(1000),
-							  Max(finish_backoff_base, finish_backoff_cap) *
-							  INT64CONST(1000),
-							  IDEM_JITTER_FULL);
+				backoff_delay(record->attempt, backoff_setting_base(),
+							  backoff_setting_cap(), IDEM_JITTER_FULL);
 	}
 	record->expires_at = args_expiry(Max(outcome->now, record->retry_at),
 									 ttl, ARGS_FAILED);

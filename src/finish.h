@@ -16,11 +16,6 @@
 #include "key.h"
 #include "pending.h"
 
-/* Settings, see idempotency.c. */
-extern int	finish_max_attempts;	/* 0: no limit */
-extern int	finish_backoff_base;	/* milliseconds */
-extern int	finish_backoff_cap; /* milliseconds */
-
 extern void finish_claims(PendingClaim *const *claims,
 						  Jsonb *const *responses, int n);
 extern Jsonb *finish_lease(const IdemKey *key, int64 token, Jsonb *response);

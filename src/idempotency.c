@@ -13,10 +13,11 @@
 #include "utils/guc.h"
 
 #include "args.h"
+#include "backoff.h"
 #include "compat.h"
-#include "finish.h"
 #include "once.h"
 #include "pending.h"
+#include "queue.h"
 #include "realm.h"
 
 PG_MODULE_MAGIC_EXT(
@@ -50,15 +51,22 @@ static const IdemSetting settings[] = {
 		"idempotency.backoff_base",
 		"Sets the first delay of the backoff of idem_fail.",
 		NULL,
-		&finish_backoff_base, 1000, 1, INT_MAX,
+		&backoff_base, 1000, 1, INT_MAX,
 		PGC_USERSET, GUC_UNIT_MS
 	},
 	{
 		"idempotency.backoff_cap",
 		"Sets the longest delay of the backoff of idem_fail.",
 		NULL,
-		&finish_backoff_cap, 60 * 60 * 1000, 1, INT_MAX,
+		&backoff_cap, 60 * 60 * 1000, 1, INT_MAX,
 		PGC_USERSET, GUC_UNIT_MS
+	},
+	{
+		"idempotency.dead_letter_ttl",
+		"Sets how long a dead letter is kept if its queue is not configured otherwise.",
+		"Counted from its death.",
+		&queue_dead_letter_ttl, 30 * 24 * 60 * 60, 1, INT_MAX,
+		PGC_USERSET, GUC_UNIT_S
 	},
 	{
 		"idempotency.default_ttl",
@@ -78,7 +86,7 @@ static const IdemSetting settings[] = {
 		"idempotency.max_attempts",
 		"Sets after how many attempts a failure is final if idem_fail is not told.",
 		"0 means no limit.",
-		&finish_max_attempts, 10, 0, INT_MAX,
+		&backoff_max_attempts, 10, 0, INT_MAX,
 		PGC_USERSET, 0
 	},
 	{

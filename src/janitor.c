@@ -14,6 +14,7 @@
 
 #include "args.h"
 #include "compat.h"
+#include "letter.h"
 #include "record.h"
 
 PG_FUNCTION_INFO_V1(idem_expire);
@@ -21,7 +22,7 @@ PG_FUNCTION_INFO_V1(idem_expire);
 /*
  * idem_expire(max_rows int) -> bigint
  *
- * Removes up to max_rows expired records, those of the current user, or
+ * Removes up to max_rows expired records and dead letters, those of the current user, or
  * anybody's if the current user is a member of the role that owns the
  * extension's tables.  Returns how many; fewer than max_rows means that none
  * are left, except those that others have locked.
@@ -35,6 +36,9 @@ PG_FUNCTION_INFO_V1(idem_expire);
 Datum
 idem_expire(PG_FUNCTION_ARGS)
 {
+	int64		max_rows;
+	int64		removed;
+
 	args_may_write("idem_expire()");
 
 	if (PG_ARGISNULL(0))
@@ -48,6 +52,11 @@ idem_expire(PG_FUNCTION_ARGS)
 				 errmsg("max_rows must be greater than zero"),
 				 errhint("Leave the argument out for the default.")));
 
+	max_rows = PG_GETARG_INT32(0);
+
 	record_open(true);
-	PG_RETURN_INT64(record_expire(PG_GETARG_INT32(0)));
+	removed = record_expire(max_rows);
+	if (removed < max_rows)
+		removed += letter_expire(max_rows - removed);
+	PG_RETURN_INT64(removed);
 }

@@ -58,29 +58,44 @@ PG_FUNCTION_INFO_V1(idem_derive);
 void
 key_make(IdemKey *result, const text *key, const text *scope)
 {
-	const IdemRealm *realm;
+	key_make_of(result, GetUserId(), key, scope);
+}
+
+/* The key that somebody else means. */
+void
+key_make_of(IdemKey *result, Oid owner, const text *key, const text *scope)
+{
+	key_name_it(result, key, scope);
+	result->table = realm_get()->key_table;
+	result->owner = owner;
+	result->hash = key_hash(owner, scope, key);
+}
+
+/* Under which name to lock something; scope and key are within the limits. */
+uint64
+key_hash(Oid owner, const text *scope, const text *key)
+{
 	uint8		buf[2 * sizeof(uint32) + IDEM_MAX_SCOPE_LEN + IDEM_MAX_KEY_LEN];
 	uint8	   *p = buf;
+	int			scope_len = VARSIZE_ANY_EXHDR(scope);
+	int			key_len = VARSIZE_ANY_EXHDR(key);
 	uint32		word;
 
-	key_name_it(result, key, scope);
-	realm = realm_get();
-	result->table = realm->key_table;
-	result->owner = GetUserId();
+	Assert(scope_len <= IDEM_MAX_SCOPE_LEN && key_len <= IDEM_MAX_KEY_LEN);
 
 	/* owner and length of the scope make the encoding unambiguous */
-	word = pg_hton32(result->owner);
+	word = pg_hton32(owner);
 	memcpy(p, &word, sizeof(word));
 	p += sizeof(word);
-	word = pg_hton32((uint32) result->scope_len);
+	word = pg_hton32((uint32) scope_len);
 	memcpy(p, &word, sizeof(word));
 	p += sizeof(word);
-	memcpy(p, result->scope, result->scope_len);
-	p += result->scope_len;
-	memcpy(p, result->key, result->key_len);
-	p += result->key_len;
+	memcpy(p, VARDATA_ANY(scope), scope_len);
+	p += scope_len;
+	memcpy(p, VARDATA_ANY(key), key_len);
+	p += key_len;
 
-	result->hash = key_siphash(realm->secret, buf, p - buf);
+	return key_siphash(realm_get()->secret, buf, p - buf);
 }
 
 /* The part of a key that callers give. */
@@ -554,20 +569,31 @@ idem_derive(PG_FUNCTION_ARGS)
 	const text *step = PG_ARGISNULL(1) ? NULL : PG_GETARG_TEXT_PP(1);
 	const text *scope = PG_ARGISNULL(2) ? NULL : PG_GETARG_TEXT_PP(2);
 	pg_uuid_t  *result = palloc(sizeof(pg_uuid_t));
-	StringInfoData buf;
 
 	key_check(key);
 	key_check_text("scope", scope, IDEM_MAX_SCOPE_LEN);
 	key_check_text("step", step, IDEM_MAX_STEP_LEN);
+	key_derive(result, key, step, scope,
+			   PG_ARGISNULL(3) ? NULL : PG_GETARG_UUID_P(3)->data);
+	PG_RETURN_UUID_P(result);
+}
+
+/* The same of arguments that are known to be right. */
+void
+key_derive(pg_uuid_t *result, const text *key, const text *step,
+		   const text *scope, const uint8 *namespace)
+{
+	StringInfoData buf;
 
 	initStringInfo(&buf);
-	appendBinaryStringInfo(&buf, PG_ARGISNULL(3) ? (const char *) key_namespace :
-						   (const char *) PG_GETARG_UUID_P(3)->data, UUID_LEN);
+	if (namespace == NULL)
+		namespace = key_namespace;
+	appendBinaryStringInfo(&buf, (const char *) namespace, UUID_LEN);
 	key_append_utf8(&buf, scope);
 	key_append_utf8(&buf, key);
 	key_append_utf8(&buf, step);
 	key_sha256_uuid(result, &buf);
-	PG_RETURN_UUID_P(result);
+	pfree(buf.data);
 }
 
 /* A UUID of version 8 (RFC 9562, section 5.8). */

@@ -48,6 +48,11 @@ typedef struct IdemFingerprint
 } IdemFingerprint;
 
 extern void key_make(IdemKey *result, const text *key, const text *scope);
+extern void key_make_of(IdemKey *result, Oid owner, const text *key,
+						const text *scope);
+extern uint64 key_hash(Oid owner, const text *scope, const text *key);
+extern void key_derive(pg_uuid_t *result, const text *key, const text *step,
+					   const text *scope, const uint8 *namespace);
 extern void key_check_text(const char *what, const text *value, int max_len);
 extern const pg_uuid_t *key_id(const IdemKey *key);
 extern bool key_is_id(const IdemKey *key);

@@ -41,19 +41,18 @@ static bool lock_wait_for(const IdemWait *wait,
 						  void (*acquire) (void *arg), void *arg);
 
 static inline void
-lock_key_tag(LOCKTAG *tag, uint64 hash)
+lock_tag(LOCKTAG *tag, uint64 hash, IdemLockClass class)
 {
 	SET_LOCKTAG_ADVISORY(*tag, MyDatabaseId,
-						 (uint32) (hash >> 32), (uint32) hash,
-						 IDEM_LOCK_KEY);
+						 (uint32) (hash >> 32), (uint32) hash, class);
 }
 
 /*
  * Deadlines go by the monotonic clock, so that a step of the system's clock does
  * not move them.  What is spent in the lock queue until then is up to PostgreSQL's
- * lock_timeout, which such a step does prolong.
+ * lock_timeout, which such a step does prolong.  In microseconds.
  */
-static int64
+int64
 lock_clock(void)
 {
 	instr_time	now;
@@ -111,7 +110,7 @@ lock_key_give_back(uint64 hash)
 	ResourceOwner saved = CurrentResourceOwner;
 	LOCKTAG		tag;
 
-	lock_key_tag(&tag, hash);
+	lock_tag(&tag, hash, IDEM_LOCK_KEY);
 	CurrentResourceOwner = CurTransactionResourceOwner;
 	LockRelease(&tag, ExclusiveLock, session_lock);
 	CurrentResourceOwner = saved;
@@ -129,12 +128,27 @@ lock_key_acquire(uint64 hash, bool dont_wait)
 	LOCKTAG		tag;
 	LockAcquireResult result;
 
-	lock_key_tag(&tag, hash);
+	lock_tag(&tag, hash, IDEM_LOCK_KEY);
 	CurrentResourceOwner = CurTransactionResourceOwner;
 	result = LockAcquire(&tag, ExclusiveLock, session_lock, dont_wait);
 	CurrentResourceOwner = saved;
 
 	return result != LOCKACQUIRE_NOT_AVAIL;
+}
+
+/* Take the lock of a group of messages, to the end of the (sub)transaction. */
+void
+lock_group(uint64 hash)
+{
+	const bool	session_lock = false;
+	const bool	dont_wait = false;
+	ResourceOwner saved = CurrentResourceOwner;
+	LOCKTAG		tag;
+
+	lock_tag(&tag, hash, IDEM_LOCK_GROUP);
+	CurrentResourceOwner = CurTransactionResourceOwner;
+	(void) LockAcquire(&tag, ExclusiveLock, session_lock, dont_wait);
+	CurrentResourceOwner = saved;
 }
 
 static void

@@ -14,6 +14,10 @@ BEGIN
 			   LATERAL pg_catalog.aclexplode(c.relacl) AS a
 		 WHERE c.oid OPERATOR(pg_catalog.=) ANY (ARRAY['@extschema@.idem_key',
 								'@extschema@.idem_step',
+								'@extschema@.idem_queue',
+								'@extschema@.idem_message',
+								'@extschema@.idem_message_id',
+								'@extschema@.idem_dead_letter',
 								'@extschema@.idem_secret']::pg_catalog.regclass[])
 		   AND a.grantee OPERATOR(pg_catalog.<>) c.relowner
 	LOOP

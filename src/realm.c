@@ -44,6 +44,22 @@ static IdemRealm realm;
 static bool realm_valid = false;
 static Oid	realm_secret_table = InvalidOid;
 
+/* The relations that others want to know. */
+static const struct
+{
+	const char *name;
+	Oid		   *oid;
+}			realm_relations[] =
+
+{
+	{"idem_key", &realm.key_table},
+	{"idem_step", &realm.step_table},
+	{"idem_queue", &realm.queue_table},
+	{"idem_message", &realm.message_table},
+	{"idem_message_id", &realm.message_sequence},
+	{"idem_dead_letter", &realm.letter_table}
+};
+
 static void realm_load(void);
 static void realm_invalidate(Datum arg, Oid relid);
 
@@ -84,10 +100,11 @@ static void
 realm_invalidate(Datum arg, Oid relid)
 {
 	if (relid == InvalidOid ||
-		relid == realm.key_table ||
-		relid == realm.step_table ||
 		relid == realm_secret_table)
 		realm_valid = false;
+	for (int i = 0; i < (int) lengthof(realm_relations); i++)
+		if (relid == *realm_relations[i].oid)
+			realm_valid = false;
 }
 
 /* The schema of the extension, or InvalidOid if there is no extension. */
@@ -117,8 +134,7 @@ realm_schema(void)
 static void
 realm_load(void)
 {
-	Oid			key_table;
-	Oid			step_table;
+	Oid			found[lengthof(realm_relations)];
 	Oid			secret_table;
 	Relation	rel;
 	SysScanDesc scan;
@@ -130,6 +146,7 @@ realm_load(void)
 	do
 	{
 		Oid			schema = realm_schema();
+		bool		missing = false;
 
 		if (!OidIsValid(schema))
 			ereport(ERROR,
@@ -138,11 +155,13 @@ realm_load(void)
 							"idempotency"),
 					 errhint("Use CREATE EXTENSION idempotency.")));
 
-		key_table = get_relname_relid("idem_key", schema);
-		step_table = get_relname_relid("idem_step", schema);
+		for (int i = 0; i < (int) lengthof(realm_relations); i++)
+		{
+			found[i] = get_relname_relid(realm_relations[i].name, schema);
+			missing = missing || !OidIsValid(found[i]);
+		}
 		secret_table = get_relname_relid("idem_secret", schema);
-		if (!OidIsValid(key_table) || !OidIsValid(step_table) ||
-			!OidIsValid(secret_table))
+		if (missing || !OidIsValid(secret_table))
 			ereport(ERROR,
 					(errcode(ERRCODE_UNDEFINED_TABLE),
 					 errmsg("a table of extension \"%s\" is missing",
@@ -172,8 +191,8 @@ realm_load(void)
 				 errhint("Drop the extension and create it again.")));
 
 	realm.serial++;
-	realm.key_table = key_table;
-	realm.step_table = step_table;
+	for (int i = 0; i < (int) lengthof(realm_relations); i++)
+		*realm_relations[i].oid = found[i];
 	realm_secret_table = secret_table;
 
 	/*

@@ -17,6 +17,10 @@ typedef struct IdemRealm
 	uint64		serial;			/* counts how often this was looked up */
 	Oid			key_table;		/* idem_key, wherever it was installed */
 	Oid			step_table;		/* idem_step */
+	Oid			queue_table;	/* idem_queue */
+	Oid			message_table;	/* idem_message */
+	Oid			message_sequence;	/* idem_message_id */
+	Oid			letter_table;	/* idem_dead_letter */
 	uint8		secret[IDEM_SECRET_LEN];	/* seeds the hash of every key */
 } IdemRealm;
 

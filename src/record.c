@@ -666,12 +666,13 @@ StoreResult
 record_replace(const IdemKey *key, const IdemVersion *version,
 			   const IdemRecord *record)
 {
+	const bool	wait = true;
 	Relation	rel = table_open(key->table, NoLock);
 	StoreRow	row;
 	StoreResult result;
 
 	record_encode(rel, key, record, &row);
-	result = store_replace(rel, &row, &version->row);
+	result = store_replace(rel, &row, &version->row, wait);
 	table_close(rel, NoLock);
 	if (result == STORE_OK && version->generation != record->generation)
 		memo_forget(version->generation);

@@ -33,12 +33,14 @@
 #include "catalog/pg_type.h"
 #include "executor/tuptable.h"
 #include "miscadmin.h"
+#include "nodes/primnodes.h"
 #include "storage/bufmgr.h"
 #include "storage/lmgr.h"
 #include "storage/procarray.h"
 #include "utils/rel.h"
 #include "utils/resowner.h"
 #include "utils/snapmgr.h"
+#include "utils/syscache.h"
 
 #include "compat.h"
 #include "store.h"
@@ -57,6 +59,8 @@ typedef enum StoreWrite
 static void store_check_index(Relation rel, const StoreShape *shape,
 							  Oid index_oid);
 pg_noreturn static void store_refuse_shape(Relation rel, const char *detail);
+static AttrNumber store_index_wants(List *predicate);
+static void store_deform_tuple(Relation rel, StoreRow *row);
 static void store_insert_tuples(Relation rel, StoreRow *rows, int nrows);
 static bool store_insert_index_entries(Relation rel, const StoreRow *rows,
 									   int nrows, StoreWrite write,
@@ -138,8 +142,61 @@ store_open_index(Oid index)
 }
 
 /*
+ * The index of a table whose columns are these, in this order.  Indexes have no
+ * names to go by: REINDEX CONCURRENTLY makes another one under our lock.
+ */
+Oid
+store_find_index(Relation rel, const AttrNumber *columns, int ncolumns)
+{
+	List	   *indexes = RelationGetIndexList(rel);
+	Oid			found = InvalidOid;
+	ListCell   *lc;
+
+	foreach(lc, indexes)
+	{
+		HeapTuple	tuple = SearchSysCache1(INDEXRELID,
+											ObjectIdGetDatum(lfirst_oid(lc)));
+		Form_pg_index form;
+
+		if (!HeapTupleIsValid(tuple))
+			continue;
+		form = (Form_pg_index) GETSTRUCT(tuple);
+		if (form->indisvalid && form->indnkeyatts == ncolumns &&
+			memcmp(form->indkey.values, columns,
+				   ncolumns * sizeof(AttrNumber)) == 0)
+			found = lfirst_oid(lc);
+		ReleaseSysCache(tuple);
+		if (OidIsValid(found))
+			break;
+	}
+	list_free(indexes);
+	if (!OidIsValid(found))
+		store_refuse_shape(rel, "An index was dropped, or is not valid.");
+	return found;
+}
+
+/*
+ * The column that an index asks not to be null for a row to be in it; 0 if it has
+ * all rows, and -1 if it asks for something else.
+ */
+static AttrNumber
+store_index_wants(List *predicate)
+{
+	NullTest   *test;
+
+	if (predicate == NIL)
+		return 0;
+	test = (NullTest *) linitial(predicate);
+	if (list_length(predicate) != 1 || !IsA(test, NullTest) ||
+		test->nulltesttype != IS_NOT_NULL || !IsA(test->arg, Var))
+		return -1;
+	return ((Var *) test->arg)->varattno;
+}
+
+/*
  * Indexes are maintained without the executor, which sets limits to them: plain
- * columns, all rows, entries for every version that is not heap-only.  A unique
+ * columns, all rows but those where a column is null, entries for every version
+ * that is not heap-only.  A unique
  * index on anything else than the key would refuse rows for reasons that no
  * retry can mend; one on the key is what REINDEX CONCURRENTLY makes for a while.
  */
@@ -162,7 +219,7 @@ store_check_index(Relation rel, const StoreShape *shape, Oid index_oid)
 		form->indisexclusion ||
 		(form->indisunique && !on_key) ||
 		!heap_attisnull(index->rd_indextuple, Anum_pg_index_indexprs, NULL) ||
-		!heap_attisnull(index->rd_indextuple, Anum_pg_index_indpred, NULL))
+		store_index_wants(RelationGetIndexPredicate(index)) < 0)
 		store_refuse_shape(rel, psprintf("Index \"%s\" is not a plain b-tree: it is unique, partial, deferrable, on expressions, or of another access method.",
 										 RelationGetRelationName(index)));
 	index_close(index, AccessShareLock);
@@ -204,6 +261,17 @@ store_form_tuple(Relation rel, StoreRow *row)
 {
 	row->tuple = heap_form_tuple(RelationGetDescr(rel),
 								 row->values, row->isnull);
+}
+
+static void
+store_deform_tuple(Relation rel, StoreRow *row)
+{
+	int			natts = RelationGetDescr(rel)->natts;
+
+	row->values = palloc(natts * sizeof(Datum));
+	row->isnull = palloc(natts * sizeof(bool));
+	heap_deform_tuple(row->tuple, RelationGetDescr(rel),
+					  row->values, row->isnull);
 }
 
 /*
@@ -288,12 +356,13 @@ store_try_insert(Relation rel, StoreRow *row, StoreVersion *version)
 
 /*
  * Write a row over an existing version, which the caller has pinned, or waiting
- * for whoever has it locked or is changing it.
+ * for whoever has it locked or is changing it.  A row may come as a tuple alone,
+ * without values.
  */
 StoreResult
-store_replace(Relation rel, StoreRow *row, const StoreVersion *version)
+store_replace(Relation rel, StoreRow *row, const StoreVersion *version,
+			  bool wait)
 {
-	const bool	wait = true;
 	const bool	should_free = false;
 	TupleTableSlot *slot = MakeSingleTupleTableSlot(RelationGetDescr(rel),
 													&TTSOpsHeapTuple);
@@ -303,13 +372,16 @@ store_replace(Relation rel, StoreRow *row, const StoreVersion *version)
 	TM_FailureData failure;
 	TM_Result	result;
 
-	store_form_tuple(rel, row);
+	if (row->values != NULL)
+		store_form_tuple(rel, row);
 	ExecStoreHeapTuple(row->tuple, slot, should_free);
 	result = table_tuple_update(rel, &tid, slot, GetCurrentCommandId(true),
 								InvalidSnapshot, InvalidSnapshot, wait,
 								&failure, &lock_mode, &update_indexes);
 	if (result == TM_Ok && update_indexes != TU_None)
 	{
+		if (row->values == NULL)
+			store_deform_tuple(rel, row);
 		row->tuple->t_self = slot->tts_tid;
 		(void) store_insert_index_entries(rel, row, 1, STORE_UPDATE, NULL);
 	}
@@ -475,6 +547,7 @@ store_insert_index_entries(Relation rel, const StoreRow *rows, int nrows,
 		Relation	index = store_open_index(lfirst_oid(lc));
 		IndexInfo  *info = BuildIndexInfo(index);
 		IndexUniqueCheck check = UNIQUE_CHECK_NO;
+		AttrNumber	wanted = store_index_wants(info->ii_Predicate);
 
 		if (index->rd_index->indisunique)
 			check = write == STORE_SPECULATIVE ?
@@ -486,6 +559,8 @@ store_insert_index_entries(Relation rel, const StoreRow *rows, int nrows,
 			Datum		values[INDEX_MAX_KEYS];
 			bool		isnull[INDEX_MAX_KEYS];
 
+			if (wanted > 0 && row->isnull[wanted - 1])
+				continue;
 			for (int i = 0; i < info->ii_NumIndexAttrs; i++)
 			{
 				AttrNumber	attnum = info->ii_IndexAttrNumbers[i];

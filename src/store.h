@@ -58,6 +58,8 @@ typedef enum StoreResult
 extern void store_check_shape(Relation rel, const StoreShape *shape);
 
 extern Relation store_open_index(Oid index);
+extern Oid	store_find_index(Relation rel, const AttrNumber *columns,
+							 int ncolumns);
 extern void store_new_row(Relation rel, const StoreShape *shape,
 						  StoreRow *row);
 extern void store_insert(Relation rel, StoreRow *rows, int nrows,
@@ -65,7 +67,7 @@ extern void store_insert(Relation rel, StoreRow *rows, int nrows,
 extern bool store_try_insert(Relation rel, StoreRow *row,
 							 StoreVersion *version);
 extern StoreResult store_replace(Relation rel, StoreRow *row,
-								 const StoreVersion *version);
+								 const StoreVersion *version, bool wait);
 extern bool store_is_current(Relation rel, const StoreVersion *version);
 extern StoreResult store_pin(Relation rel, const StoreVersion *version);
 extern TransactionId store_locker(Relation rel, const StoreVersion *version);

@@ -1,0 +1,514 @@
+/*-------------------------------------------------------------------------
+ *
+ * queue.c
+ *	  A queue: whose it is, who may use it, and how it is configured.
+ *
+ * A queue is what (owner, name) names.  It exists because somebody uses it; a row
+ * in idem_queue, which this room alone touches, only says how it differs from the
+ * settings, and with whom it is shared.
+ *
+ * A role uses its own queues, those of roles that it is a member of, and those
+ * that are shared with it or with such a role.  Somebody else's queue is always
+ * meant explicitly, by naming its owner: nobody can put a queue in the way of
+ * another role's messages.
+ *
+ * Each backend remembers what it has read, until a relcache invalidation of the
+ * table, which idem_configure_queue sends with its commit, makes it a new realm.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/genam.h"
+#include "access/htup_details.h"
+#include "access/stratnum.h"
+#include "access/table.h"
+#include "access/xact.h"
+#include "catalog/pg_collation.h"
+#include "catalog/pg_type.h"
+#include "miscadmin.h"
+#include "storage/lmgr.h"
+#include "utils/acl.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/fmgroids.h"
+#include "utils/hsearch.h"
+#include "utils/inval.h"
+#include "utils/memutils.h"
+#include "utils/rel.h"
+#include "utils/resowner.h"
+#include "utils/snapmgr.h"
+#include "utils/timestamp.h"
+
+#include "args.h"
+#include "compat.h"
+#include "key.h"
+#include "lock.h"
+#include "queue.h"
+#include "realm.h"
+#include "record.h"
+#include "store.h"
+
+/* Columns of idem_queue, as queue.sql creates them. */
+enum
+{
+	Anum_owner = 1,
+	Anum_queue,
+	Anum_paused,
+	Anum_max_attempts,
+	Anum_backoff_base,
+	Anum_backoff_cap,
+	Anum_jitter,
+	Anum_dead_letter_ttl,
+	Anum_shared_with
+};
+
+static const StoreColumn queue_columns[] =
+{
+	{"owner", REGROLEOID, true},
+	{"queue", TEXTOID, true},
+	{"paused", BOOLOID, true},
+	{"max_attempts", INT4OID, false},
+	{"backoff_base", INTERVALOID, false},
+	{"backoff_cap", INTERVALOID, false},
+	{"jitter", TEXTOID, false},
+	{"dead_letter_ttl", INTERVALOID, false},
+	{"shared_with", REGROLEARRAYOID, false}
+};
+
+static const AttrNumber queue_key[] = {Anum_owner, Anum_queue};
+
+static const StoreShape queue_shape =
+{
+	queue_columns, lengthof(queue_columns),
+	queue_key, lengthof(queue_key), "owner, queue"
+};
+
+/* What is remembered of one queue; of no more than so many. */
+#define QUEUE_MAX_REMEMBERED	256
+
+typedef struct QueueName
+{
+	Oid			owner;
+	char		name[IDEM_MAX_QUEUE_LEN + 1];
+} QueueName;
+
+typedef struct QueueConfig
+{
+	QueueName	name;			/* hash key: padded with zeros */
+	bool		paused;
+	bool		has_max_attempts;
+	int32		max_attempts;
+	int64		backoff_base;	/* 0 if not configured */
+	int64		backoff_cap;	/* likewise */
+	IdemJitter	jitter;
+	bool		has_dead_letter_ttl;
+	Interval	dead_letter_ttl;
+	int			nshared;
+	Oid		   *shared_with;
+} QueueConfig;
+
+static HTAB *queue_configs = NULL;
+static MemoryContext queue_context = NULL;
+
+int			queue_dead_letter_ttl = 30 * SECS_PER_DAY;
+
+PG_FUNCTION_INFO_V1(idem_configure_queue);
+
+static const QueueConfig *queue_config(Oid owner, const text *name);
+static void queue_read_config(QueueConfig *config);
+static Relation queue_table(LOCKMODE mode);
+static SysScanDesc queue_begin_scan(Relation rel, Snapshot snapshot, Oid owner,
+									const text *name);
+static ArrayType *queue_roles(Datum given);
+
+/*
+ * The queue that the caller means, with the rules that hold for it.  Raises 42501
+ * if it is not his to use, and 42704 if there is no such owner.
+ */
+void
+queue_argument(Queue *queue, FunctionCallInfo fcinfo, int queue_arg,
+			   int owner_arg)
+{
+	queue_of_owner(queue, queue_name_argument(fcinfo, queue_arg, "queue"),
+				   fcinfo, owner_arg);
+}
+
+/* The same by a name that is known already. */
+void
+queue_of_owner(Queue *queue, const text *name, FunctionCallInfo fcinfo,
+			   int owner_arg)
+{
+	const bool	missing_ok = false;
+	Oid			owner = GetUserId();
+
+	if (!PG_ARGISNULL(owner_arg))
+		owner = get_role_oid(text_to_cstring(PG_GETARG_TEXT_PP(owner_arg)),
+							 missing_ok);
+	if (!queue_may_use(owner, name))
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("permission denied for queue \"%s\" of role \"%s\"",
+						text_to_cstring(name),
+						GetUserNameFromId(owner, missing_ok)),
+				 errhint("Its owner can share it: see idem_configure_queue.")));
+	queue_use(queue, owner, name);
+}
+
+/* A queue by its names, with the rules that hold for it. */
+void
+queue_use(Queue *queue, Oid owner, const text *name)
+{
+	const QueueConfig *config = queue_config(owner, name);
+
+	queue->owner = owner;
+	queue->name = name;
+	queue->paused = config->paused;
+	queue->max_attempts = config->has_max_attempts ?
+		config->max_attempts : backoff_max_attempts;
+	queue->backoff_base = config->backoff_base > 0 ?
+		config->backoff_base : backoff_setting_base();
+	queue->backoff_cap = config->backoff_cap > 0 ?
+		config->backoff_cap : backoff_setting_cap();
+	queue->backoff_cap = Max(queue->backoff_base, queue->backoff_cap);
+	queue->jitter = config->jitter;
+	queue->has_dead_letter_ttl = config->has_dead_letter_ttl;
+	queue->dead_letter_ttl = config->dead_letter_ttl;
+}
+
+/* May the current user put messages into a queue, and take them? */
+bool
+queue_may_use(Oid owner, const text *name)
+{
+	const QueueConfig *config;
+
+	if (has_privs_of_role(GetUserId(), owner))
+		return true;
+	config = queue_config(owner, name);
+	for (int i = 0; i < config->nshared; i++)
+		if (has_privs_of_role(GetUserId(), config->shared_with[i]))
+			return true;
+	return false;
+}
+
+/*
+ * Whoever puts a message into a group holds this lock to the end of his
+ * (sub)transaction, and numbers the message under it: the messages of a group are
+ * numbered in the order in which they become visible.
+ */
+void
+queue_lock_group(const Queue *queue, const text *group)
+{
+	lock_group(queue_group_hash(queue, group));
+}
+
+uint64
+queue_group_hash(const Queue *queue, const text *group)
+{
+	return key_hash(queue->owner, queue->name, group);
+}
+
+/* The scope of the keys under which messages are enqueued once. */
+text *
+queue_scope(const Queue *queue)
+{
+	return cstring_to_text(psprintf("queue:%s", text_to_cstring(queue->name)));
+}
+
+/* Until when a message that has died is kept. */
+TimestampTz
+queue_letter_expiry(const Queue *queue, TimestampTz from)
+{
+	if (queue->has_dead_letter_ttl)
+		return args_add(from, &queue->dead_letter_ttl);
+	return args_later(from, queue_dead_letter_ttl * USECS_PER_SEC);
+}
+
+/* The argument as the name of a queue; "what" is what it is called. */
+const text *
+queue_name_argument(FunctionCallInfo fcinfo, int arg, const char *what)
+{
+	const text *name = PG_ARGISNULL(arg) ? NULL : PG_GETARG_TEXT_PP(arg);
+
+	if (name == NULL || VARSIZE_ANY_EXHDR(name) == 0)
+		ereport(ERROR,
+				(errcode(name == NULL ? ERRCODE_NULL_VALUE_NOT_ALLOWED :
+						 ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("%s must not be %s", what, name == NULL ? "null" : "empty"),
+				 errhint("A queue is a name, such as 'mail'; it need not be created.")));
+	if (VARSIZE_ANY_EXHDR(name) > IDEM_MAX_QUEUE_LEN)
+		ereport(ERROR,
+				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+				 errmsg("%s is too long", what),
+				 errdetail("It has %d bytes, the limit is %d.",
+						   (int) VARSIZE_ANY_EXHDR(name), IDEM_MAX_QUEUE_LEN),
+				 errhint("A queue is a name, such as 'mail'; it need not be created.")));
+	return name;
+}
+
+/* ----------------------------------------------------------------
+ *						What is remembered
+ * ----------------------------------------------------------------
+ */
+
+/* The result is valid until the next call. */
+static const QueueConfig *
+queue_config(Oid owner, const text *name)
+{
+	static uint64 serial = 0;	/* of the realm that was read */
+	QueueName	key;
+	QueueConfig *config;
+
+	if (serial != realm_get()->serial ||
+		(queue_configs != NULL &&
+		 hash_get_num_entries(queue_configs) >= QUEUE_MAX_REMEMBERED))
+	{
+		if (queue_context != NULL)
+			MemoryContextDelete(queue_context);
+		queue_context = NULL;
+		queue_configs = NULL;
+		serial = realm_get()->serial;
+	}
+	if (queue_configs == NULL)
+	{
+		HASHCTL		control = {0};
+
+		queue_context = AllocSetContextCreate(TopMemoryContext,
+											  "idempotency queues",
+											  ALLOCSET_SMALL_SIZES);
+		control.keysize = sizeof(QueueName);
+		control.entrysize = sizeof(QueueConfig);
+		control.hcxt = queue_context;
+		queue_configs = hash_create("idempotency queues", 16, &control,
+									HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+	}
+
+	memset(&key, 0, sizeof(key));
+	key.owner = owner;
+	memcpy(key.name, VARDATA_ANY(name), VARSIZE_ANY_EXHDR(name));
+	config = hash_search(queue_configs, &key, HASH_FIND, NULL);
+	if (config == NULL)
+	{
+		QueueConfig read = {.name = key};
+
+		queue_read_config(&read);
+		config = hash_search(queue_configs, &key, HASH_ENTER, NULL);
+		*config = read;
+	}
+	return config;
+}
+
+/* What the table says; what it leaves open stays as it is, zero. */
+static void
+queue_read_config(QueueConfig *config)
+{
+	Relation	rel = queue_table(AccessShareLock);
+	const text *name = cstring_to_text(config->name.name);
+	SysScanDesc scan;
+	HeapTuple	tuple;
+
+	config->jitter = IDEM_JITTER_FULL;
+	scan = queue_begin_scan(rel, SnapshotSelf, config->name.owner, name);
+	tuple = systable_getnext(scan);
+	if (HeapTupleIsValid(tuple))
+	{
+		Datum		values[lengthof(queue_columns)];
+		bool		isnull[lengthof(queue_columns)];
+
+		for (int i = 0; i < (int) lengthof(queue_columns); i++)
+			values[i] = heap_getattr(tuple, i + 1, RelationGetDescr(rel),
+									 &isnull[i]);
+		config->paused = DatumGetBool(values[Anum_paused - 1]);
+		config->has_max_attempts = !isnull[Anum_max_attempts - 1];
+		if (config->has_max_attempts)
+			config->max_attempts = DatumGetInt32(values[Anum_max_attempts - 1]);
+		if (!isnull[Anum_backoff_base - 1])
+			config->backoff_base =
+				backoff_usecs("backoff_base",
+							  DatumGetIntervalP(values[Anum_backoff_base - 1]));
+		if (!isnull[Anum_backoff_cap - 1])
+			config->backoff_cap =
+				backoff_usecs("backoff_cap",
+							  DatumGetIntervalP(values[Anum_backoff_cap - 1]));
+		if (!isnull[Anum_jitter - 1])
+			config->jitter =
+				backoff_jitter(TextDatumGetCString(values[Anum_jitter - 1]));
+		config->has_dead_letter_ttl = !isnull[Anum_dead_letter_ttl - 1];
+		if (config->has_dead_letter_ttl)
+			config->dead_letter_ttl =
+				*DatumGetIntervalP(values[Anum_dead_letter_ttl - 1]);
+		if (!isnull[Anum_shared_with - 1])
+		{
+			ArgsArray	roles;
+
+			args_array(&roles, values[Anum_shared_with - 1], "shared_with",
+					   REGROLEOID);
+			config->nshared = roles.n;
+			config->shared_with = MemoryContextAlloc(queue_context,
+													 roles.n * sizeof(Oid));
+			for (int i = 0; i < roles.n; i++)
+				config->shared_with[i] = DatumGetObjectId(roles.values[i]);
+		}
+	}
+	systable_endscan(scan);
+	table_close(rel, NoLock);
+}
+
+/* Open the table, and lock it to the end of the (sub)transaction. */
+static Relation
+queue_table(LOCKMODE mode)
+{
+	static uint64 checked = 0;	/* serial of the realm whose table was checked */
+	const IdemRealm *realm = realm_get();
+	ResourceOwner saved = CurrentResourceOwner;
+	Relation	rel;
+
+	CurrentResourceOwner = CurTransactionResourceOwner;
+	LockRelationOid(realm->queue_table, mode);
+	CurrentResourceOwner = saved;
+	rel = table_open(realm->queue_table, NoLock);
+
+	if (checked != realm->serial)
+	{
+		store_check_shape(rel, &queue_shape);
+		checked = realm->serial;
+	}
+	return rel;
+}
+
+static SysScanDesc
+queue_begin_scan(Relation rel, Snapshot snapshot, Oid owner, const text *name)
+{
+	const bool	index_ok = true;
+	ScanKeyData scan_keys[2];
+
+	/* in the order of the index */
+	ScanKeyInit(&scan_keys[0], Anum_owner, BTEqualStrategyNumber, F_OIDEQ,
+				ObjectIdGetDatum(owner));
+	ScanKeyEntryInitialize(&scan_keys[1], 0, Anum_queue, BTEqualStrategyNumber,
+						   TEXTOID, C_COLLATION_OID, F_TEXTEQ,
+						   PointerGetDatum(name));
+	return systable_beginscan(rel, RelationGetPrimaryKeyIndex(rel, false),
+							  index_ok, snapshot, lengthof(scan_keys),
+							  scan_keys);
+}
+
+/* ----------------------------------------------------------------
+ *						Configuration
+ * ----------------------------------------------------------------
+ */
+
+/*
+ * idem_configure_queue(queue text, max_attempts int, backoff_base interval,
+ *						backoff_cap interval, jitter text,
+ *						dead_letter_ttl interval, shared_with text[],
+ *						paused boolean) -> void
+ *
+ * Configures a queue of the current user, as a whole: what is NULL is as the
+ * settings have it from now on.
+ *
+ *	max_attempts	after so many a message becomes a dead letter; 0: never
+ *	backoff_base	the delay after the first attempt, without jitter; positive
+ *	backoff_cap		no delay is longer; not less than the base
+ *	jitter			none, full, equal or decorrelated; NULL: full
+ *	dead_letter_ttl	how long dead letters are kept, at least 1 ms
+ *	shared_with		roles that may use the queue as its owner does
+ *	paused			whether idem_dequeue finds nothing
+ *
+ * Counts for others from the commit on, for messages that are there, too.  Takes
+ * SHARE ROW EXCLUSIVE on idem_queue: waits for another one that configures.
+ *
+ * Raises 22004, 22023, 22008, 54000 (bad arguments), 42704 (no such role), 25006.
+ */
+Datum
+idem_configure_queue(PG_FUNCTION_ARGS)
+{
+	const bool	wait = true;
+	const text *name;
+	Relation	rel;
+	StoreRow	row;
+	SysScanDesc scan;
+	HeapTuple	tuple;
+	StoreVersion version;
+	int64		base = backoff_setting_base();
+	bool		found;
+
+	args_may_write("idem_configure_queue()");
+	record_open(true);
+	name = queue_name_argument(fcinfo, 0, "queue");
+	(void) args_max_attempts(fcinfo, 1, 0);
+	if (!PG_ARGISNULL(2))
+		base = backoff_usecs("backoff_base", PG_GETARG_INTERVAL_P(2));
+	if (!PG_ARGISNULL(3) &&
+		backoff_usecs("backoff_cap", PG_GETARG_INTERVAL_P(3)) < base)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("backoff_cap must not be less than backoff_base"),
+				 errhint("The base is the first delay, the cap the longest.")));
+	if (!PG_ARGISNULL(4))
+		(void) backoff_jitter(text_to_cstring(PG_GETARG_TEXT_PP(4)));
+	if (!PG_ARGISNULL(5))
+		(void) backoff_usecs("dead_letter_ttl", PG_GETARG_INTERVAL_P(5));
+	(void) args_flag(fcinfo, 7, "paused",
+					 "Use true to stop the consumers of the queue.");
+
+	rel = queue_table(ShareRowExclusiveLock);
+	store_new_row(rel, &queue_shape, &row);
+	row.values[Anum_owner - 1] = ObjectIdGetDatum(GetUserId());
+	row.values[Anum_queue - 1] = PointerGetDatum(name);
+	row.values[Anum_paused - 1] = PG_GETARG_DATUM(7);
+	for (int i = 0; i < 5; i++)
+	{
+		row.isnull[Anum_max_attempts - 1 + i] = PG_ARGISNULL(1 + i);
+		if (!PG_ARGISNULL(1 + i))
+			row.values[Anum_max_attempts - 1 + i] = PG_GETARG_DATUM(1 + i);
+	}
+	row.isnull[Anum_shared_with - 1] = PG_ARGISNULL(6);
+	if (!PG_ARGISNULL(6))
+		row.values[Anum_shared_with - 1] =
+			PointerGetDatum(queue_roles(PG_GETARG_DATUM(6)));
+
+	/* nobody else writes now */
+	scan = queue_begin_scan(rel, SnapshotSelf, GetUserId(), name);
+	tuple = systable_getnext(scan);
+	found = HeapTupleIsValid(tuple);
+	if (found)
+		version.tid = tuple->t_self;
+	systable_endscan(scan);
+
+	if (!found)
+		store_insert(rel, &row, 1, NULL);
+	else if (store_replace(rel, &row, &version, wait) != STORE_OK)
+		elog(ERROR, "row of queue \"%s\" was changed under an exclusive lock",
+			 text_to_cstring(name));
+
+	/* whoever remembers the queue is to read it again */
+	CacheInvalidateRelcache(rel);
+	table_close(rel, NoLock);
+	CommandCounterIncrement();
+	PG_RETURN_VOID();
+}
+
+/* An array of regrole from the names of roles. */
+static ArrayType *
+queue_roles(Datum given)
+{
+	const bool	missing_ok = false;
+	ArgsArray	names;
+	Datum	   *roles;
+
+	args_array(&names, given, "shared_with", TEXTOID);
+	roles = palloc(names.n * sizeof(Datum));
+	for (int i = 0; i < names.n; i++)
+	{
+		if (names.isnull[i])
+			ereport(ERROR,
+					(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+					 errmsg("shared_with must not contain nulls"),
+					 errhint("Name the roles that may use the queue.")));
+		roles[i] = ObjectIdGetDatum(get_role_oid(TextDatumGetCString(names.values[i]),
+												 missing_ok));
+	}
+	return construct_array(roles, names.n, REGROLEOID, sizeof(Oid), true,
+						   TYPALIGN_INT);
+}

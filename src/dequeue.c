@@ -201,8 +201,8 @@ idem_await(PG_FUNCTION_ARGS)
 	if (call == NULL || !IsA(call, CallContext) || call->atomic)
 		ereport(ERROR,
 				(errcode(ERRCODE_ACTIVE_SQL_TRANSACTION),
-				 errmsg("idem_await cannot be called inside a transaction block"),
-				 errhint("Call it by itself, or use idem_dequeue with wait.")));
+				 errmsg("cannot wait without a snapshot inside a transaction block"),
+				 errhint("Call idem_await by itself, or use idem_dequeue with wait.")));
 	args_may_write("idem_await()");
 	record_open(true);
 	queue_argument(&queue, fcinfo, 0, 2);

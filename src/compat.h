@@ -55,6 +55,17 @@ typedef bool TU_UpdateIndexes;
 #define MyLocalTransactionId (MyProc->vxid.lxid)
 #endif
 
+/* 17: shared memory for those who were not preloaded */
+#if PG_VERSION_NUM >= 170000
+#include "storage/dsm_registry.h"
+#define IDEM_HAVE_DSM_REGISTRY
+#endif
+
+/* 17: the number of a process */
+#if PG_VERSION_NUM < 170000
+#define MyProcNumber (MyProc->pgprocno)
+#endif
+
 /* 18: a module may tell its name and version */
 #if PG_VERSION_NUM < 180000
 #define PG_MODULE_MAGIC_EXT(...) PG_MODULE_MAGIC

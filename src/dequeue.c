@@ -33,6 +33,7 @@
 #include "funcapi.h"
 #include "miscadmin.h"
 #include "nodes/parsenodes.h"
+#include "storage/ipc.h"
 #include "utils/builtins.h"
 #include "utils/jsonb.h"
 #include "utils/memutils.h"
@@ -51,6 +52,7 @@
 #include "queue.h"
 #include "ready.h"
 #include "record.h"
+#include "wake.h"
 
 /* Limits of one call. */
 #define DEQUEUE_MAX_MESSAGES	10000
@@ -85,6 +87,7 @@ PG_FUNCTION_INFO_V1(idem_nack_many);
 PG_FUNCTION_INFO_V1(idem_extend);
 PG_FUNCTION_INFO_V1(idem_extend_many);
 
+static void dequeue_wait_no_more(int code, Datum arg);
 static void dequeue_wait(IdemWait *wait, FunctionCallInfo fcinfo, int arg);
 static bool dequeue_pause(const IdemWait *wait, TimestampTz next_due,
 						  int pauses);
@@ -96,6 +99,7 @@ static void dequeue_one(DequeueDelivery *delivery, FunctionCallInfo fcinfo);
 static DequeueDelivery *dequeue_many(FunctionCallInfo fcinfo, int *n);
 static void dequeue_find(const DequeueDelivery *delivery, Message *message);
 static void dequeue_ack(const DequeueDelivery *delivery);
+static void dequeue_gone(const Message *message);
 static void dequeue_failure(DequeueFailure *failure, FunctionCallInfo fcinfo);
 static TimestampTz dequeue_nack(const DequeueDelivery *delivery,
 								const DequeueFailure *failure);
@@ -125,8 +129,8 @@ static int	dequeue_compare(const void *a, const void *b);
  * are found to have used up their attempts become dead letters.  Takes a transaction
  * ID if it finds something.
  *
- * Waiting is a pause that grows to a quarter of a second, and another look.  The
- * statement that called has a snapshot all the while: see idem_await.  Under
+ * Waiting is a pause that grows to a quarter of a second, and another look; where
+ * there is shared memory it ends as soon as somebody commits a message.  The statement that called has a snapshot all the while: see idem_await.  Under
  * REPEATABLE READ and SERIALIZABLE, where nothing new could be seen, it does not wait.
  *
  * Raises 22004, 22023, 22008, 54000 (bad arguments), 42501 (not shared), 42704 (no
@@ -144,8 +148,9 @@ idem_dequeue(PG_FUNCTION_ARGS)
 	Interval	lease;
 	IdemWait	wait;
 	Message    *taken;
+	TimestampTz next_due = DT_NOEND;
 	int			max_messages;
-	int			n;
+	volatile int n;
 
 	args_may_write("idem_dequeue()");
 	record_open(true);
@@ -164,16 +169,25 @@ idem_dequeue(PG_FUNCTION_ARGS)
 	dequeue_wait(&wait, fcinfo, 3);
 
 	taken = palloc(max_messages * sizeof(Message));
-	for (int pauses = 0;; pauses++)
+	n = queue.paused ? 0 :
+		ready_take(&queue, max_messages, &lease, taken, &next_due);
+	if (n == 0 && wait.mode != IDEM_WAIT_NONE && !IsolationUsesXactSnapshot())
 	{
-		TimestampTz next_due = DT_NOEND;
-
-		n = queue.paused ? 0 :
-			ready_take(&queue, max_messages, &lease, taken, &next_due);
-		if (n > 0 || IsolationUsesXactSnapshot() ||
-			!dequeue_pause(&wait, next_due, pauses))
-			break;
-		queue_use(&queue, queue.owner, queue.name);
+		PG_ENSURE_ERROR_CLEANUP(dequeue_wait_no_more, (Datum) 0);
+		{
+			for (int pauses = 0; n == 0; pauses++)
+			{
+				wake_me_for(&queue);
+				queue_use(&queue, queue.owner, queue.name);
+				if (!queue.paused)
+					n = ready_take(&queue, max_messages, &lease, taken,
+								   &next_due);
+				if (n == 0 && !dequeue_pause(&wait, next_due, pauses))
+					break;
+			}
+		}
+		PG_END_ENSURE_ERROR_CLEANUP(dequeue_wait_no_more, (Datum) 0);
+		wake_me_no_more();
 	}
 
 	for (int i = 0; i < n; i++)
@@ -209,20 +223,33 @@ idem_await(PG_FUNCTION_ARGS)
 	dequeue_wait(&wait, fcinfo, 1);
 
 	SPI_connect_ext(SPI_OPT_NONATOMIC);
-	for (int pauses = 0;; pauses++)
+	PG_ENSURE_ERROR_CLEANUP(dequeue_wait_no_more, (Datum) 0);
 	{
-		TimestampTz next_due = DT_NOEND;
+		for (int pauses = 0;; pauses++)
+		{
+			TimestampTz next_due = DT_NOEND;
 
-		if (!queue.paused && ready_look(&queue, &next_due))
-			break;
-		SPI_commit();
-		if (!dequeue_pause(&wait, next_due, pauses))
-			break;
-		record_open(true);
-		queue_use(&queue, queue.owner, queue.name);
+			wake_me_for(&queue);
+			if (!queue.paused && ready_look(&queue, &next_due))
+				break;
+			SPI_commit();
+			if (!dequeue_pause(&wait, next_due, pauses))
+				break;
+			record_open(true);
+			queue_use(&queue, queue.owner, queue.name);
+		}
 	}
+	PG_END_ENSURE_ERROR_CLEANUP(dequeue_wait_no_more, (Datum) 0);
+	wake_me_no_more();
 	SPI_finish();
 	PG_RETURN_VOID();
+}
+
+/* After an error, or at the end of the process. */
+static void
+dequeue_wait_no_more(int code, Datum arg)
+{
+	wake_me_no_more();
 }
 
 /* NULL is not to wait at all. */
@@ -372,10 +399,10 @@ dequeue_compare(const void *a, const void *b)
 static void
 dequeue_find(const DequeueDelivery *delivery, Message *message)
 {
-	bool		found = message_find(delivery->id, message);
-	bool		may_know = found &&
-		queue_may_use(message->state.owner, message->queue);
+	bool		may_know = false;
 
+	if (message_find(delivery->id, message))
+		may_know = queue_may_use(message->state.owner, message->queue);
 	if (may_know && message->state.token == delivery->token)
 		return;
 	ereport(ERROR,
@@ -447,10 +474,21 @@ dequeue_ack(const DequeueDelivery *delivery)
 		dequeue_find(delivery, &message);
 	while (!message_delete(&message, wait));
 
-	/* the next one of the group has its turn */
-	if (message.group != NULL)
-		ready_forget(message.state.owner, message.queue);
 	CommandCounterIncrement();
+	dequeue_gone(&message);
+}
+
+/* In its group the next one has its turn. */
+static void
+dequeue_gone(const Message *message)
+{
+	Queue		queue;
+
+	if (message->group == NULL)
+		return;
+	queue_use(&queue, message->state.owner, message->queue);
+	ready_forget(&queue);
+	wake_at_commit(&queue);
 }
 
 /* ----------------------------------------------------------------
@@ -570,6 +608,7 @@ dequeue_nack(const DequeueDelivery *delivery, const DequeueFailure *failure)
 			if (!message_delete(&message, wait))
 				continue;
 			letter_write(&message, &queue, now);
+			dequeue_gone(&message);
 			return DT_NOEND;
 		}
 
@@ -584,7 +623,10 @@ dequeue_nack(const DequeueDelivery *delivery, const DequeueFailure *failure)
 		state->lease_until = DT_NOBEGIN;
 		state->token = 0;
 		if (message_replace(&message, wait))
+		{
+			wake_at_commit(&queue);
 			return state->due_at;
+		}
 	}
 }
 
@@ -652,6 +694,6 @@ dequeue_extend(const DequeueDelivery *delivery, const Interval *lease)
 		until = args_add(GetCurrentTimestamp(), lease);
 		if (until > message.state.lease_until)
 			message.state.lease_until = until;
-	} while (!message_replace(&message, wait));
+	} while (!message_replace_state(&message, wait));
 	return message.state.lease_until;
 }

@@ -49,6 +49,7 @@
 #include "queue.h"
 #include "realm.h"
 #include "record.h"
+#include "wake.h"
 
 /* What the messages of one call have in common. */
 typedef struct EnqueueTerms
@@ -400,12 +401,17 @@ enqueue_items(const EnqueueTerms *terms, EnqueueItem *items, int n)
 
 		if (items[i].duplicate)
 			continue;
+		/* no two at the same time: see ready.c about floors */
+		state->due_at += i;
 		state->id = state->place = message_new_id();
 		items[i].id = state->id;
 		messages[nmessages++] = items[i].message;
 	}
 	if (nmessages > 0)
+	{
 		message_insert(messages, nmessages);
+		wake_at_commit(&terms->queue);
+	}
 	enqueue_finish_keys(items, n);
 
 	for (int i = 0; i < n; i++)

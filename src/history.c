@@ -71,6 +71,7 @@ history_add(Jsonb *history, int32 attempt, TimestampTz at,
 	if (history == NULL)
 		return DatumGetJsonbP(entry);
 
+	history = DatumGetJsonbP(JsonbPGetDatum(history));
 	before = JsonbPGetDatum(history);
 	if (JB_ROOT_COUNT(history) >= HISTORY_MAX_ENTRIES)
 		before = DirectFunctionCall2(jsonb_delete_idx, before, Int32GetDatum(0));

@@ -19,6 +19,8 @@
 #include "pending.h"
 #include "queue.h"
 #include "realm.h"
+#include "shmem.h"
+#include "wake.h"
 
 PG_MODULE_MAGIC_EXT(
 					.name = "idempotency",
@@ -132,4 +134,6 @@ _PG_init(void)
 	realm_init();
 	pending_init();
 	once_init();
+	wake_init();
+	shmem_init();
 }

@@ -44,6 +44,7 @@
 #include "realm.h"
 #include "record.h"
 #include "store.h"
+#include "wake.h"
 
 /* Columns of idem_dead_letter, as letter.sql creates them. */
 enum
@@ -91,9 +92,6 @@ static const StoreShape letter_shape =
 };
 
 static const AttrNumber letter_queue_index[] = {Anum_owner, Anum_queue, Anum_id};
-
-/* So many messages are written at once. */
-#define LETTER_CHUNK	1000
 
 PG_FUNCTION_INFO_V1(idem_redrive);
 PG_FUNCTION_INFO_V1(idem_purge);
@@ -384,6 +382,8 @@ letter_redrive_found(Relation rel, SysScanDesc scan, const Queue *queue,
 		MemoryContextReset(context);
 	}
 	MemoryContextDelete(context);
+	if (redriven > 0)
+		wake_at_commit(queue);
 	return redriven;
 }
 

@@ -189,7 +189,8 @@ message_insert(Message *messages, int n)
 
 /*
  * The current version of a message: committed, or of this transaction.  Somebody
- * may be changing it right now.
+ * may be changing it right now.  What it says stays as it is stored, compressed or
+ * out of line: good enough to be written again.
  *
  * Looks twice, not to miss it if it is moved to another page meanwhile: whoever
  * extends a lease may do so beside whoever ends it.
@@ -217,7 +218,7 @@ message_find(int64 id, Message *message)
 		{
 			if (TransactionIdIsValid(dirty.xmin))
 				continue;
-			message_decode(rel, tuple, message);
+			message_decode(rel, heap_copytuple(tuple), message);
 			found = true;
 		}
 		systable_endscan(scan);
@@ -239,6 +240,20 @@ message_replace(const Message *message, bool wait)
 	bool		done;
 
 	message_form(rel, message, &row);
+	done = store_replace(rel, &row, &message->version, wait) == STORE_OK;
+	table_close(rel, NoLock);
+	return done;
+}
+
+/* The same if nothing has changed but its state, and not its place in an index. */
+bool
+message_replace_state(const Message *message, bool wait)
+{
+	Relation	rel = message_table();
+	StoreRow	row = {NULL, NULL, message->tuple};
+	bool		done;
+
+	memcpy(GETSTRUCT(row.tuple), &message->state, MESSAGE_STATE_SIZE);
 	done = store_replace(rel, &row, &message->version, wait) == STORE_OK;
 	table_close(rel, NoLock);
 	return done;
@@ -286,7 +301,7 @@ message_form(Relation rel, const Message *message, StoreRow *row)
 	isnull[Anum_history - 1] = message->history == NULL;
 }
 
-/* All of it, in the caller's memory. */
+/* The parts of a tuple, which stays where it is. */
 static void
 message_decode(Relation rel, HeapTuple tuple, Message *message)
 {
@@ -296,17 +311,18 @@ message_decode(Relation rel, HeapTuple tuple, Message *message)
 
 	heap_deform_tuple(tuple, RelationGetDescr(rel), values, isnull);
 	message->version.tid = tuple->t_self;
+	message->tuple = tuple;
 	memcpy(&message->state, GETSTRUCT(tuple), MESSAGE_STATE_SIZE);
-	message->queue = DatumGetTextPCopy(values[Anum_queue - 1]);
+	message->queue = DatumGetTextPP(values[Anum_queue - 1]);
 	message->group = isnull[Anum_message_group - 1] ? NULL :
-		DatumGetTextPCopy(values[Anum_message_group - 1]);
+		DatumGetTextPP(values[Anum_message_group - 1]);
 	message->key = isnull[Anum_key - 1] ? NULL :
-		DatumGetTextPCopy(values[Anum_key - 1]);
+		(text *) DatumGetPointer(values[Anum_key - 1]);
 	message->headers = isnull[Anum_headers - 1] ? NULL :
-		DatumGetJsonbPCopy(values[Anum_headers - 1]);
-	message->payload = DatumGetJsonbPCopy(values[Anum_payload - 1]);
+		(Jsonb *) DatumGetPointer(values[Anum_headers - 1]);
+	message->payload = (Jsonb *) DatumGetPointer(values[Anum_payload - 1]);
 	message->history = isnull[Anum_history - 1] ? NULL :
-		DatumGetJsonbPCopy(values[Anum_history - 1]);
+		(Jsonb *) DatumGetPointer(values[Anum_history - 1]);
 	pfree(values);
 	pfree(isnull);
 }
@@ -382,8 +398,12 @@ message_rescan(MessageScan *scan, StrategyNumber strategy, int16 priority,
 			   TimestampTz due_at)
 {
 	ScanKeyData keys[4];
-	RegProcedure compare = strategy == BTEqualStrategyNumber ? F_INT2EQ :
-		strategy == BTGreaterStrategyNumber ? F_INT2GT : F_INT2GE;
+	RegProcedure compare = F_INT2EQ;
+
+	if (strategy == BTGreaterStrategyNumber)
+		compare = F_INT2GT;
+	else if (strategy == BTGreaterEqualStrategyNumber)
+		compare = F_INT2GE;
 
 	/* in the order of the index */
 	ScanKeyInit(&keys[0], 1, BTEqualStrategyNumber, F_OIDEQ,
@@ -455,11 +475,17 @@ message_group(MessageScan *scan)
 	return isnull ? NULL : DatumGetTextPP(group);
 }
 
-/* All of it, in the caller's memory. */
+/* All of it, in the caller's memory, ready to be given away. */
 void
 message_read(MessageScan *scan, Message *message)
 {
-	message_decode(scan->rel, message_slot_tuple(scan->slot), message);
+	message_decode(scan->rel, heap_copytuple(message_slot_tuple(scan->slot)),
+				   message);
+	if (message->key != NULL)
+		message->key = DatumGetTextPP(PointerGetDatum(message->key));
+	if (message->headers != NULL)
+		message->headers = DatumGetJsonbP(JsonbPGetDatum(message->headers));
+	message->payload = DatumGetJsonbP(JsonbPGetDatum(message->payload));
 }
 
 /*

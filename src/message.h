@@ -39,7 +39,8 @@ typedef struct MessageState
 
 typedef struct Message
 {
-	StoreVersion version;		/* set by reading, ignored by writing */
+	StoreVersion version;		/* set by reading, ignored by inserting */
+	HeapTuple	tuple;			/* likewise */
 	MessageState state;
 	text	   *queue;
 	text	   *group;			/* NULL for none, as all that follow */
@@ -64,6 +65,7 @@ extern int64 message_new_id(void);
 extern void message_insert(Message *messages, int n);
 extern bool message_find(int64 id, Message *message);
 extern bool message_replace(const Message *message, bool wait);
+extern bool message_replace_state(const Message *message, bool wait);
 extern bool message_delete(const Message *message, bool wait);
 
 extern MessageScan *message_begin_scan(Oid owner, const text *queue);

@@ -224,9 +224,9 @@ ready_walk(ReadyLook *look, int max_messages, Message *taken,
 
 /* Look at everything next time. */
 void
-ready_forget(Oid owner, const text *queue)
+ready_forget(const Queue *queue)
 {
-	ready_queue(owner, queue)->look_at = 0;
+	ready_queue(queue->owner, queue->name)->look_at = 0;
 }
 
 static ReadyQueue *

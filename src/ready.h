@@ -19,6 +19,6 @@ extern int	ready_take(const Queue *queue, int max_messages,
 					   const Interval *lease, Message *taken,
 					   TimestampTz *next_due);
 extern bool ready_look(const Queue *queue, TimestampTz *next_due);
-extern void ready_forget(Oid owner, const text *queue);
+extern void ready_forget(const Queue *queue);
 
 #endif							/* IDEM_READY_H */

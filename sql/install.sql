@@ -58,7 +58,8 @@ FROM pg_attribute
 WHERE attrelid IN (SELECT objid FROM pg_depend
 		WHERE refclassid = 'pg_extension'::regclass AND deptype = 'e' AND classid = 'pg_class'::regclass
 		AND refobjid = (SELECT oid FROM pg_extension WHERE extname = 'idempotency'))
-	AND attnum > 0 AND col_description(attrelid, attnum) IS NULL;
+	AND attnum > 0 AND col_description(attrelid, attnum) IS NULL
+	AND attrelid <> '"My Ext".idem_message_id'::regclass;
 
 -- not installed here
 SET search_path = "My Ext";

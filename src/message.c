@@ -32,6 +32,7 @@
 #include "catalog/pg_collation.h"
 #include "catalog/pg_type.h"
 #include "commands/sequence.h"
+#include "executor/instrument.h"
 #include "executor/tuptable.h"
 #include "miscadmin.h"
 #include "storage/lmgr.h"
@@ -120,6 +121,7 @@ struct MessageScan
 	Relation	due_index;
 	IndexScanDesc due;
 	TupleTableSlot *slot;
+	int64		pages;			/* of the index that were visited */
 	Relation	group_index;	/* NULL until it is needed */
 	Snapshot	snapshot;		/* of the time when it was opened */
 	IndexScanDesc group;
@@ -418,14 +420,25 @@ message_rescan(MessageScan *scan, StrategyNumber strategy, int16 priority,
 	index_rescan(scan->due, keys, lengthof(keys), NULL, 0);
 }
 
+/* How many pages of the index the scan has visited, whatever it found there. */
+int64
+message_pages(const MessageScan *scan)
+{
+	return scan->pages;
+}
+
 /* The next place; false at the end. */
 bool
 message_next_place(MessageScan *scan, MessagePlace *place)
 {
 	IndexScanDesc due = scan->due;
+	const BufferUsage *usage = &pgBufferUsage;
+	int64		before = usage->shared_blks_hit + usage->shared_blks_read;
+	bool		found = index_getnext_tid(due, ForwardScanDirection) != NULL;
 	bool		isnull;
 
-	if (index_getnext_tid(due, ForwardScanDirection) == NULL)
+	scan->pages += usage->shared_blks_hit + usage->shared_blks_read - before;
+	if (!found)
 		return false;
 
 	place->priority =
@@ -529,7 +542,7 @@ message_slot_tuple(TupleTableSlot *slot)
 /*
  * Is this the place of the first message of a group?
  *
- * By a snapshot that was taken when the scan began: SnapshotDirty may miss a row
+ * By a snapshot of the time when it is first asked for: SnapshotDirty may miss a row
  * that is moved to another page between the visits to index and heap, and the one
  * behind it would be taken for the first.  What has gone since is seen nevertheless,
  * and what has come since stands behind the others, see enqueue.c.

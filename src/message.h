@@ -74,6 +74,7 @@ extern void message_seek(MessageScan *scan, int32 priority);
 extern void message_seek_due(MessageScan *scan, int16 priority,
 							 TimestampTz due_at);
 extern bool message_next_place(MessageScan *scan, MessagePlace *place);
+extern int64 message_pages(const MessageScan *scan);
 extern const MessageState *message_at(MessageScan *scan);
 extern const text *message_group(MessageScan *scan);
 extern void message_read(MessageScan *scan, Message *message);

@@ -13,17 +13,18 @@
  *
  * and, under REPEATABLE READ and SERIALIZABLE, what the transaction does not see.
  *
- * Passing by costs time.  Usually VACUUM and the hints that index scans leave keep
- * the beginning of the index clear, but not while an old snapshot keeps VACUUM from
- * removing anything, and not while many messages are out on lease.  So a session
+ * Passing by costs time, even by places that VACUUM has not cleared yet.  So a session
  * remembers, of each priority of a queue, from when on there was something to take
- * (the floor), and begins there.  That is a guess: a transaction that commits late
- * leaves a message below it, a lease runs out, a delivery is rolled back.  So now
- * and then it looks at everything, and how often depends on what that costs: if a
- * whole look has passed by many messages and took t, the next one comes no earlier
- * than READY_PATIENCE * t after it.  Thus the passing by costs a sixteenth of the
- * time at most, and a message is overlooked for no longer than sixteen times of what
- * it takes to look at all.  As long as whole looks are cheap, every look is one.
+ * (the floor), and may begin there.  That is a guess: a transaction that commits late
+ * leaves a message below it, a lease runs out, a delivery is rolled back, a priority is
+ * new.  So now and then it looks at everything, and how often depends on what that
+ * costs.  If a whole look has met much in vain and took the time t, the next one comes
+ * no earlier than READY_PATIENCE * t after it.  Thus looking in vain takes a sixteenth
+ * of the time at most, and a message is overlooked for no longer than sixteen times of
+ * what it takes to look at all.  As long as whole looks are cheap, every look is one.
+ *
+ * This is what keeps the pace while an old snapshot keeps VACUUM from removing
+ * anything, and while many messages are out on lease.
  *
  *-------------------------------------------------------------------------
  */
@@ -45,8 +46,11 @@
 #include "queue.h"
 #include "ready.h"
 
-/* A look that passes by no more is cheap. */
-#define READY_CHEAP			100
+/*
+ * A look is cheap that passes by no more places, and pages of the index, in all.  Not a
+ * matter of time, which would depend on what else the machine does.
+ */
+#define READY_CHEAP			200
 #define READY_PATIENCE		16
 
 /* Whoever has got something does not pass by more to get more. */
@@ -73,19 +77,25 @@ typedef struct ReadyQueue
 {
 	ReadyName	name;			/* hash key: padded with zeros */
 	int64		look_at;		/* when to look at everything, by lock_clock() */
-	int			nfloors;
-	ReadyFloor	floors[READY_MAX_FLOORS];
+	int			nfloors;		/* READY_MAX_FLOORS + 1: too many priorities */
+	ReadyFloor	floors[READY_MAX_FLOORS + 1];	/* in the order of priorities */
 } ReadyQueue;
 
 /* One look. */
 typedef struct ReadyLook
 {
 	const Queue *queue;
-	MessageScan *scan;
 	bool		only;			/* nothing is taken */
 	TimestampTz now;
 	int64		token;
 	TimestampTz lease_until;
+	MessageScan *scan;
+	Message    *taken;
+	int			ntaken;
+	int			max_messages;
+	int			in_vain;		/* passed by since the last one was taken */
+	int64		passed_by;		/* in all */
+	TimestampTz next_due;		/* of those that are not due yet */
 } ReadyLook;
 
 /* What there was at a place. */
@@ -98,13 +108,13 @@ typedef enum ReadyFind
 
 static HTAB *ready_queues = NULL;
 
-static int	ready_walk(ReadyLook *look, int max_messages, Message *taken,
-					   TimestampTz *next_due);
-static ReadyQueue *ready_queue(Oid owner, const text *name);
-static ReadyFloor *ready_floor(ReadyQueue *known, int16 priority);
-static ReadyFind ready_try(const ReadyLook *look, Message *taken);
-static ReadyFind ready_take_over(const ReadyLook *look, Message *taken,
-								 bool exhausted);
+static void ready_take_or_look(ReadyLook *look);
+static void ready_walk(ReadyLook *look, ReadyFloor *floor, ReadyQueue *known);
+static bool ready_goes_on(const ReadyLook *look);
+static ReadyFloor *ready_new_floor(ReadyQueue *known, int16 priority);
+static ReadyQueue *ready_queue(const Queue *queue);
+static ReadyFind ready_try(ReadyLook *look);
+static ReadyFind ready_take_over(ReadyLook *look, bool exhausted);
 
 /*
  * Take up to max_messages of a queue.  Returns how many; "taken" has them, as they
@@ -115,123 +125,150 @@ int
 ready_take(const Queue *queue, int max_messages, const Interval *lease,
 		   Message *taken, TimestampTz *next_due)
 {
-	ReadyLook	look;
+	ReadyLook	look = {.queue = queue};
 
-	look.queue = queue;
-	look.only = false;
 	look.now = GetCurrentTimestamp();
 	look.token = lease_new_token();
 	look.lease_until = args_add(look.now, lease);
-	return ready_walk(&look, max_messages, taken, next_due);
+	look.taken = taken;
+	look.max_messages = max_messages;
+	ready_take_or_look(&look);
+	*next_due = look.next_due;
+	return look.ntaken;
 }
 
 /* Is there a message that could be taken? */
 bool
 ready_look(const Queue *queue, TimestampTz *next_due)
 {
-	ReadyLook	look;
+	ReadyLook	look = {.queue = queue};
 	Message		none;
 
-	memset(&look, 0, sizeof(look));
-	look.queue = queue;
 	look.only = true;
 	look.now = GetCurrentTimestamp();
-	return ready_walk(&look, 1, &none, next_due) > 0;
+	look.taken = &none;
+	look.max_messages = 1;
+	ready_take_or_look(&look);
+	*next_due = look.next_due;
+	return look.ntaken > 0;
 }
 
-static int
-ready_walk(ReadyLook *look, int max_messages, Message *taken,
-		   TimestampTz *next_due)
+static void
+ready_take_or_look(ReadyLook *look)
 {
-	const Queue *queue = look->queue;
-	ReadyQueue *known = ready_queue(queue->owner, queue->name);
+	ReadyQueue *known = ready_queue(look->queue);
 	int64		begun = lock_clock();
-	bool		everything = begun >= known->look_at;
-	MessagePlace place;
-	ReadyFloor *floor = NULL;
-	bool		behind = false; /* has the floor come to stay? */
-	bool		within = false; /* one priority, or all that follow? */
-	int64		passed_by = 0;
-	int			in_vain = 0;
-	int			ntaken = 0;
+	bool		everything;
+	int64		met;
 
-	look->scan = message_begin_scan(queue->owner, queue->name);
-	*next_due = DT_NOEND;
+	everything = begun >= known->look_at || known->nfloors > READY_MAX_FLOORS;
+
+	look->scan = message_begin_scan(look->queue->owner, look->queue->name);
+	look->next_due = DT_NOEND;
 	if (everything)
+	{
 		known->nfloors = 0;
+		message_seek(look->scan, PG_INT16_MIN);
+		ready_walk(look, NULL, known);
+	}
+	for (int i = 0; !everything && i < known->nfloors && ready_goes_on(look); i++)
+	{
+		ReadyFloor *floor = &known->floors[i];
 
-	message_seek(look->scan, PG_INT16_MIN);
-	while (ntaken < max_messages && (ntaken == 0 || in_vain < READY_FAR))
+		message_seek_due(look->scan, floor->priority, floor->due_at);
+		ready_walk(look, floor, known);
+	}
+	met = look->passed_by + message_pages(look->scan);
+	message_end_scan(look->scan);
+
+	if (everything)
+		known->look_at = met <= READY_CHEAP ? 0 :
+			lock_clock() + READY_PATIENCE * (lock_clock() - begun);
+}
+
+/* Whoever has got something does not go on for ever to get more. */
+static bool
+ready_goes_on(const ReadyLook *look)
+{
+	return look->ntaken < look->max_messages &&
+		(look->ntaken == 0 || look->in_vain < READY_FAR);
+}
+
+/*
+ * From where the scan is: along one priority, whose floor is given, or along all that
+ * follow, each of which gets a floor.
+ */
+static void
+ready_walk(ReadyLook *look, ReadyFloor *floor, ReadyQueue *known)
+{
+	const bool	one_priority = floor != NULL;
+	bool		behind = false; /* has the floor come to stay? */
+	MessagePlace place;
+
+	while (ready_goes_on(look) && message_next_place(look->scan, &place))
 	{
 		CHECK_FOR_INTERRUPTS();
 
-		if (!message_next_place(look->scan, &place))
-		{
-			if (!within)
-				break;
-			within = false;
-			message_seek(look->scan, floor->priority + 1);
-			floor = NULL;
-			continue;
-		}
-
 		if (floor == NULL || floor->priority != place.priority)
 		{
-			floor = ready_floor(known, place.priority);
+			floor = ready_new_floor(known, place.priority);
 			behind = false;
-			if (floor->due_at > place.due_at)
-			{
-				within = true;
-				message_seek_due(look->scan, place.priority, floor->due_at);
-				continue;
-			}
 		}
 		if (place.due_at > look->now)
 		{
-			*next_due = Min(*next_due, place.due_at);
-			within = false;
-			message_seek(look->scan, floor->priority + 1);
-			floor = NULL;
+			look->next_due = Min(look->next_due, place.due_at);
+			if (one_priority)
+				break;
+			message_seek(look->scan, place.priority + 1);
 			continue;
 		}
 
 		/* from here on, next time */
 		if (!behind)
 			floor->due_at = place.due_at;
-		switch (ready_try(look, &taken[ntaken]))
+		switch (ready_try(look))
 		{
 			case READY_TAKEN:
-				ntaken++;
-				in_vain = 0;
+				look->ntaken++;
+				look->in_vain = 0;
 				break;
 			case READY_BEHIND:
 				/* whoever has its turn may be ready at any time */
-				behind = behind || ntaken > 0;
+				behind = behind || look->ntaken > 0;
 				/* FALLTHROUGH */
 			case READY_PASSED_BY:
-				passed_by++;
-				in_vain++;
+				look->passed_by++;
+				look->in_vain++;
 				break;
 		}
 	}
-	message_end_scan(look->scan);
+}
 
-	if (everything)
-		known->look_at = passed_by <= READY_CHEAP ? 0 :
-			lock_clock() + READY_PATIENCE * (lock_clock() - begun);
-	return ntaken;
+/* They come in their order; the last one is shared by all that are too many. */
+static ReadyFloor *
+ready_new_floor(ReadyQueue *known, int16 priority)
+{
+	ReadyFloor *floor;
+
+	if (known->nfloors <= READY_MAX_FLOORS)
+		known->nfloors++;
+	floor = &known->floors[known->nfloors - 1];
+	floor->priority = priority;
+	floor->due_at = DT_NOBEGIN;
+	return floor;
 }
 
 /* Look at everything next time. */
 void
 ready_forget(const Queue *queue)
 {
-	ready_queue(queue->owner, queue->name)->look_at = 0;
+	ready_queue(queue)->look_at = 0;
 }
 
 static ReadyQueue *
-ready_queue(Oid owner, const text *name)
+ready_queue(const Queue *queue)
 {
+	const text *name = queue->name;
 	ReadyName	key;
 	ReadyQueue *known;
 	bool		found;
@@ -254,7 +291,7 @@ ready_queue(Oid owner, const text *name)
 	}
 
 	memset(&key, 0, sizeof(key));
-	key.owner = owner;
+	key.owner = queue->owner;
 	memcpy(key.name, VARDATA_ANY(name), VARSIZE_ANY_EXHDR(name));
 	known = hash_search(ready_queues, &key, HASH_ENTER, &found);
 	if (!found)
@@ -265,29 +302,11 @@ ready_queue(Oid owner, const text *name)
 	return known;
 }
 
-/* The floor of a priority; without one, its beginning. */
-static ReadyFloor *
-ready_floor(ReadyQueue *known, int16 priority)
-{
-	ReadyFloor *floor;
-
-	for (int i = 0; i < known->nfloors; i++)
-		if (known->floors[i].priority == priority)
-			return &known->floors[i];
-
-	/* the last one is shared by all that are too many, and begins anew */
-	if (known->nfloors < READY_MAX_FLOORS)
-		known->nfloors++;
-	floor = &known->floors[known->nfloors - 1];
-	floor->priority = priority;
-	floor->due_at = DT_NOBEGIN;
-	return floor;
-}
-
 /* Take what is at the place that the scan has come to, if it can be taken. */
 static ReadyFind
-ready_try(const ReadyLook *look, Message *taken)
+ready_try(ReadyLook *look)
 {
+	Message    *taken = &look->taken[look->ntaken];
 	const MessageState *found = message_at(look->scan);
 	MessageState state;
 	const text *group;
@@ -309,7 +328,7 @@ ready_try(const ReadyLook *look, Message *taken)
 		look->queue->max_attempts : state.max_attempts;
 	exhausted = max_attempts > 0 && state.attempt >= max_attempts;
 	if (exhausted || !TIMESTAMP_IS_NOBEGIN(state.lease_until))
-		return ready_take_over(look, taken, exhausted);
+		return ready_take_over(look, exhausted);
 
 	state.attempt++;
 	state.token = look->token;
@@ -326,9 +345,10 @@ ready_try(const ReadyLook *look, Message *taken)
  * If that was its last attempt, it is a dead letter now.
  */
 static ReadyFind
-ready_take_over(const ReadyLook *look, Message *taken, bool exhausted)
+ready_take_over(ReadyLook *look, bool exhausted)
 {
 	const bool	wait = false;
+	Message    *taken = &look->taken[look->ntaken];
 	MessageState *state = &taken->state;
 
 	message_read(look->scan, taken);

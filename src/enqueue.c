@@ -117,7 +117,8 @@ static int	enqueue_compare_hashes(const void *a, const void *b);
  *					bytes; NULL for none
  *	headers			what there is to be said about the payload
  *	ttl				how long the key is remembered; NULL: setting default_ttl
- *	owner			whose queue; NULL: the current user's
+ *	owner			whose queue, the name of a role, or the number of one that is
+ *					gone; NULL: the current user's
  *
  * Takes a transaction ID.  With a key it locks it as idem_claim does, and waits for
  * a transaction that enqueues under it.  With a group it takes an advisory lock of

@@ -115,6 +115,7 @@ int			queue_dead_letter_ttl = 30 * SECS_PER_DAY;
 
 PG_FUNCTION_INFO_V1(idem_configure_queue);
 
+static Oid	queue_role(const char *name);
 static const QueueConfig *queue_config(Oid owner, const text *name);
 static void queue_read_config(QueueConfig *config);
 static Relation queue_table(LOCKMODE mode);
@@ -139,20 +140,34 @@ void
 queue_of_owner(Queue *queue, const text *name, FunctionCallInfo fcinfo,
 			   int owner_arg)
 {
-	const bool	missing_ok = false;
 	Oid			owner = GetUserId();
+	char	   *role = NULL;
 
 	if (!PG_ARGISNULL(owner_arg))
-		owner = get_role_oid(text_to_cstring(PG_GETARG_TEXT_PP(owner_arg)),
-							 missing_ok);
+	{
+		role = text_to_cstring(PG_GETARG_TEXT_PP(owner_arg));
+		owner = queue_role(role);
+	}
 	if (!queue_may_use(owner, name))
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("permission denied for queue \"%s\" of role \"%s\"",
-						text_to_cstring(name),
-						GetUserNameFromId(owner, missing_ok)),
+						text_to_cstring(name), role),
 				 errhint("Its owner can share it: see idem_configure_queue.")));
 	queue_use(queue, owner, name);
+}
+
+/* A role by its name; one that is gone by its number, as regrole shows it. */
+static Oid
+queue_role(const char *name)
+{
+	const bool	missing_ok = true;
+	Oid			role = get_role_oid(name, missing_ok);
+
+	if (!OidIsValid(role) && name[0] != '\0' &&
+		strspn(name, "0123456789") == strlen(name))
+		return (Oid) strtoul(name, NULL, 10);
+	return OidIsValid(role) ? role : get_role_oid(name, !missing_ok);
 }
 
 /* A queue by its names, with the rules that hold for it. */

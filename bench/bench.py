@@ -87,7 +87,7 @@ class Run:
     def store_for(self, group_cases, case, variant):
         if not case.large:
             self.leave_large()
-        if not case.large or variant.endswith("@small"):
+        if not case.large or "@" in variant:
             return self.small
         wanted = (case.key, case.present)
         if self.present != wanted:
@@ -115,7 +115,7 @@ class Run:
     def one(self, cases, case, variant):
         seconds = self.seconds(case)
         store = self.store_for(cases, case, variant)
-        if case.large and store is self.small:
+        if "@" in variant:
             case = replace(case, present=SMALL)
         store.prepare(case)
         text = script(case, variant.split("@")[0])
@@ -124,10 +124,14 @@ class Run:
         if case.operation == "expiry":
             return measure.expiry(self.meter, store, case, text, EXPIRE.get(variant), TABLE.get(variant),
                                   self.plan.keys)
+        if case.operation == "horizon":
+            return measure.horizon(self.meter, store, case, text, seconds, self.plan.windows)
         return measure.measure(self.meter, store, case, text, seconds)
 
     def case(self, cases, group, case):
         rounds = self.plan.rounds_target if case.target else self.plan.rounds
+        if case.operation == "horizon":
+            rounds = 1                          # it takes minutes, and goes by trends
         variants = case.variants.split()
         print(f"{group}: {case.name}: {rounds} x {case.variants}", flush=True)
         results = []

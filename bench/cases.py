@@ -7,6 +7,8 @@ What the variants send to the server is in variants.py, key by key and word by w
 
 from dataclasses import dataclass, field
 
+from variants import QUEUE
+
 # The server. All else is as initdb leaves it; what differs goes into the results.
 SETTINGS = {
     "shared_buffers": "512MB",
@@ -31,13 +33,14 @@ class Plan:
     seconds: int = 4                    # of each measurement
     seconds_large: int = 15             # with a large table
     seconds_long: int = 45              # where full-page images count: some checkpoints
+    windows: int = 7                    # of seconds_long each, while an old snapshot is held
     rounds: int = 3
     rounds_target: int = 5              # of cases that a target is set for
     keys: int = 100_000                 # written in the cases "stored" and "expiry"
     largest: int = 10_000_000           # keys present at most
 
 
-QUICK = Plan(True, 2, 5, 5, 1, 2, 20_000, 300_000)
+QUICK = Plan(True, 2, 5, 5, 2, 1, 2, 20_000, 300_000)
 
 
 @dataclass
@@ -56,12 +59,12 @@ class Case:
     large: bool = field(init=False)
 
     def __post_init__(self):
-        self.large = self.present > SMALL_MOST
+        self.large = self.present > SMALL_MOST and self.operation not in QUEUE
 
     @property
     def per(self):
         """How many keys a transaction has."""
-        return 100 if self.operation == "batch" else 1
+        return 100 if self.operation in ("batch", "messages") else 1
 
     @property
     def name(self):
@@ -70,7 +73,8 @@ class Case:
             + [f"{self.clients} client" + "s" * (self.clients > 1)]
             + (["synchronous commit"] if self.sync else [])
             + ([f"{self.key} keys"] if self.key != "random" or self.large else [])
-            + ([f"{count(self.present)} keys present"] if self.present > SMALL else []))
+            + ([f"{count(self.present)} {'messages' if self.operation in QUEUE else 'keys'} present"]
+               if self.present > SMALL else []))
 
 
 def count(number):
@@ -129,6 +133,18 @@ GROUPS = {
     "expiry": [
         Case("expiry", "empty idem hand", target=True, quick=True),
     ],
+    # messages in, out and done; their number stays what it is
+    "queue": [
+        Case("message", "empty idem skip mq mq_sql", target=True, quick=True),
+        *[Case("message", "idem skip mq mq_sql", clients) for clients in (1, 32)],
+        Case("message", "idem skip mq mq_sql", sync=True),
+        Case("messages", "idem skip mq mq_sql", target=True, quick=True),
+        Case("messages", "idem skip mq mq_sql", 1),
+        Case("enqueue", "idem skip mq mq_sql"),
+        Case("message", "idem idem@small skip mq", present=100_000),
+        Case("message", "idem idem@small skip mq", present=1_000_000, target=True),
+        Case("horizon", "idem skip mq", long=True, quick=True),
+    ],
     # large tables
     "size": [
         Case("fresh", "idem hand floor idem@small", key="random", present=1_000_000),
@@ -180,6 +196,14 @@ TARGETS = [
            less=False, present=10_000_000),
     Target("10 M keys present, WAL bytes of a fresh random key", "fresh", "wal_bytes", "hand", 0.5,
            present=10_000_000),
+    *[Target("one message in, out, done: throughput", "message", "tps", against, 1.0, less=False)
+      for against in ("skip", "mq", "mq_sql")],
+    *[Target("100 messages in, out, done: throughput", "messages", "tps", against, 1.0, less=False)
+      for against in ("skip", "mq", "mq_sql")],
+    Target("1 M messages present, throughput", "message", "tps", "idem@small", 0.9, less=False,
+           present=1_000_000),
+    Target("an old snapshot held for five minutes, throughput that is left", "horizon", "kept", "", 0.8,
+           less=False),
     Target("bytes stored per key, table and index", "stored", "stored_bytes", "hand", 0.75),
     Target("expiry of a key, CPU", "expiry", "expire_cpu_us", "claim:cpu_us", 0.15, over="empty"),
     Target("expiry of a key, WAL records", "expiry", "expire_wal_records", "claim:wal_records", 0.15,

@@ -117,6 +117,17 @@ def measure(meter, store, case, script, seconds=0, keys=0):
     return result
 
 
+def horizon(meter, store, case, script, seconds, windows):
+    """Window after window while somebody holds a snapshot from before: VACUUM removes
+    nothing. "kept" is the throughput of the last one, as a share of the first."""
+    store.autovacuum(True)
+    with store.snapshot():
+        results = [measure(meter, store, case, script, seconds) for _ in range(windows)]
+    store.autovacuum(False)
+    rates = [result["tps"] for result in results]
+    return dict(results[-1], windows_tps=rates, kept=round(rates[-1] / rates[0], 3))
+
+
 def stored(meter, store, case, script, keys):
     """So many keys, and what they take then and after VACUUM, in bytes per key."""
     before = store.usage()

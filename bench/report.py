@@ -24,6 +24,10 @@ OPERATIONS = {
     "steps": "A lease, five steps, each of them asked for and committed, and the finish",
     "stored": "What a key takes on disk",
     "expiry": "Expiry",
+    "message": "A message: in, out on lease, done; a transaction each",
+    "messages": "The same, 100 messages at a time",
+    "enqueue": "A message: in",
+    "horizon": "Messages while somebody holds an old snapshot",
 }
 
 

@@ -86,6 +86,49 @@ CREATE TABLE orders (
 	at timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 
+-- A queue as people write it: rows with a state, taken by SKIP LOCKED.
+CREATE TABLE job (
+	id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+	payload jsonb NOT NULL,
+	state text NOT NULL DEFAULT 'ready',
+	run_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+	attempts int NOT NULL DEFAULT 0,
+	locked_until timestamptz
+);
+CREATE INDEX ON job (run_at, id) WHERE state = 'ready';
+
+-- The method of pgmq: a time from which on a message is visible, which a read puts off;
+-- by functions that put the name of the queue into the statement.
+CREATE TABLE mq (
+	msg_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+	read_ct int NOT NULL DEFAULT 0,
+	enqueued_at timestamptz NOT NULL DEFAULT now(),
+	vt timestamptz NOT NULL DEFAULT clock_timestamp(),
+	message jsonb
+);
+CREATE INDEX ON mq (vt);
+
+CREATE FUNCTION mq_send(queue text, messages jsonb[]) RETURNS SETOF bigint LANGUAGE plpgsql AS $$
+BEGIN
+	RETURN QUERY EXECUTE format(
+		'INSERT INTO %I (message) SELECT unnest($1) RETURNING msg_id', queue) USING messages;
+END $$;
+
+CREATE FUNCTION mq_read(queue text, n int) RETURNS SETOF mq LANGUAGE plpgsql AS $$
+BEGIN
+	RETURN QUERY EXECUTE format(
+		'WITH next AS (SELECT msg_id FROM %1$I WHERE vt <= clock_timestamp()
+			ORDER BY msg_id LIMIT $1 FOR UPDATE SKIP LOCKED)
+		UPDATE %1$I AS m SET vt = clock_timestamp() + ''30 s'', read_ct = m.read_ct + 1
+		FROM next WHERE m.msg_id = next.msg_id RETURNING m.*', queue) USING n;
+END $$;
+
+CREATE FUNCTION mq_delete(queue text, ids bigint[]) RETURNS SETOF bigint LANGUAGE plpgsql AS $$
+BEGIN
+	RETURN QUERY EXECUTE format(
+		'DELETE FROM %I WHERE msg_id = ANY ($1) RETURNING msg_id', queue) USING ids;
+END $$;
+
 -- The keys that are there before a case begins. The first two are repeated by number,
 -- the other two fill large tables: random ones, and ones of times long past.
 CREATE FUNCTION present_key(kind text, n bigint) RETURNS text LANGUAGE sql IMMUTABLE AS $$

@@ -4,6 +4,7 @@ The small one is emptied and filled anew before every measurement. A large one i
 filled once, used by all cases of its size and kind of key, and dropped.
 """
 
+import contextlib
 import os
 import threading
 import time
@@ -12,7 +13,7 @@ import psycopg2
 import psycopg2.extensions
 
 from cases import LARGE_SETTINGS, SETTINGS, SMALL
-from variants import RESPONSE
+from variants import PAYLOAD, QUEUE, RESPONSE
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 
@@ -29,6 +30,13 @@ FILL = {
     "floor": "INSERT INTO floor (expires_at, claimed_at, finished_at, id, owner, scope, key, response) "
              "SELECT now() + '24 hours', now(), now(), KEY::uuid, 10, '', NULL, RESPONSE",
 }
+
+# And how queues are.
+FILL_QUEUE = (
+    "SELECT count(idem_enqueue('q', PAYLOAD)) FROM generate_series(1, %s)",
+    "INSERT INTO job (payload) SELECT PAYLOAD FROM generate_series(1, %s)",
+    "INSERT INTO mq (message) SELECT PAYLOAD FROM generate_series(1, %s)",
+)
 
 UUIDS = ("floor", "lean_uuid")          # where a key is a UUID or nothing
 
@@ -100,7 +108,20 @@ class Store:
             return int(file.read().split()[0]) / 1000
 
     def vacuum(self):
-        self.execute("VACUUM (ANALYZE) idem_key, idem_step, orders, " + ", ".join(FILL))
+        self.execute("VACUUM (ANALYZE) idem_key, idem_step, idem_message, job, mq, orders, " + ", ".join(FILL))
+
+    def autovacuum(self, on):
+        configure(self.admin, {"autovacuum": "on" if on else "off", "autovacuum_naptime": "5s"})
+
+    @contextlib.contextmanager
+    def snapshot(self):
+        """Somebody who has looked, and does not end his transaction."""
+        connection = psycopg2.connect(dbname=self.name, application_name="holder")
+        connection.set_session(isolation_level="REPEATABLE READ")
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT count(*) FROM orders")
+        yield
+        connection.close()
 
 
 class Small(Store):
@@ -111,7 +132,7 @@ class Small(Store):
         configure(admin, SETTINGS)
 
     def prepare(self, case):
-        self.execute("TRUNCATE idem_key, idem_step, orders, " + ", ".join(FILL))
+        self.execute("TRUNCATE idem_key, idem_step, idem_message, job, mq, orders, " + ", ".join(FILL))
         self.execute("SET synchronous_commit = off")
         kind = "text" if case.key == "text" else "repeat"
         used = {TABLE.get(variant.split("@")[0]) for variant in case.variants.split()}
@@ -119,6 +140,9 @@ class Small(Store):
             # a text is no UUID
             fill(self.connection, table, "repeat" if table in UUIDS else kind,
                  case.present if table in used else SMALL)
+        if case.operation in QUEUE:
+            for statement in FILL_QUEUE:
+                self.execute(statement.replace("PAYLOAD", PAYLOAD), case.present)
         self.vacuum()
         self.checkpoint()
 

@@ -15,6 +15,12 @@ functions of those who do it by hand are in setup.sql.
     guarded   steps by hand that check the token of the lease, as ours do
     floor     one bare INSERT of the very row that we leave behind
     empty     nothing, in as many round trips
+
+and for queues
+
+    skip      a table of jobs with a state, by SKIP LOCKED
+    mq        the method of pgmq: functions in PL/pgSQL with the name of the queue
+    mq_sql    the same statements, prepared, without the functions
 """
 
 NAMES = {
@@ -28,6 +34,9 @@ NAMES = {
     "guarded": "by hand, with guard",
     "floor": "bare INSERT",
     "empty": "empty transaction",
+    "skip": "SKIP LOCKED by hand",
+    "mq": "pgmq's method",
+    "mq_sql": "pgmq's method, prepared",
 }
 
 # 49 bytes as text, 60 or so as stored
@@ -305,8 +314,94 @@ SELECT count(*) FROM d
 SCRIPTS["stored"] = SCRIPTS["fresh"]
 
 
+# Messages: in, out on lease, done; each in a transaction of its own. One at a time, and a
+# hundred at a time.
+PAYLOAD = """'{"to": "somebody@example.org", "template": "receipt", "order": 1234567, "amount": "42.00"}'"""
+
+SKIP_TAKE = """
+UPDATE job SET state = 'running', attempts = attempts + 1, locked_until = clock_timestamp() + '30 s'
+WHERE id = ANY (ARRAY(SELECT id FROM job WHERE state = 'ready' AND run_at <= clock_timestamp()
+ORDER BY run_at, id LIMIT {n} FOR UPDATE SKIP LOCKED)) RETURNING id, payload, attempts
+""".strip()
+MQ_TAKE = """
+WITH next AS (SELECT msg_id FROM mq WHERE vt <= clock_timestamp()
+ORDER BY msg_id LIMIT {n} FOR UPDATE SKIP LOCKED)
+UPDATE mq AS m SET vt = clock_timestamp() + '30 s', read_ct = m.read_ct + 1
+FROM next WHERE m.msg_id = next.msg_id RETURNING m.msg_id, m.message, m.read_ct
+""".strip()
+
+SCRIPTS["message"] = {
+    "empty": r"""
+SELECT PAYLOAD::jsonb;
+SELECT 1 AS id, PAYLOAD::jsonb AS payload \gset
+SELECT :id::bigint;
+""",
+    "idem": r"""
+SELECT idem_enqueue('q', PAYLOAD);
+SELECT id, token, payload, attempt FROM idem_dequeue('q') \gset
+SELECT idem_ack(:id, :token);
+""",
+    "skip": rf"""
+INSERT INTO job (payload) VALUES (PAYLOAD) RETURNING id;
+{SKIP_TAKE.format(n=1)} \gset
+DELETE FROM job WHERE id = :id;
+""",
+    "mq": r"""
+SELECT mq_send('mq', ARRAY[PAYLOAD::jsonb]);
+SELECT msg_id, message, read_ct FROM mq_read('mq', 1) \gset
+SELECT mq_delete('mq', ARRAY[:msg_id::bigint]);
+""",
+    "mq_sql": rf"""
+INSERT INTO mq (message) VALUES (PAYLOAD) RETURNING msg_id;
+{MQ_TAKE.format(n=1)} \gset
+DELETE FROM mq WHERE msg_id = :msg_id RETURNING msg_id;
+""",
+}
+SCRIPTS["horizon"] = SCRIPTS["message"]
+
+SCRIPTS["messages"] = {
+    "idem": r"""
+SELECT count(*) FROM idem_enqueue_many('q', array_fill(PAYLOAD::jsonb, ARRAY[100]));
+SELECT array_agg(id) AS ids, array_agg(token) AS tokens, count(payload) FROM idem_dequeue('q', 100) \gset
+SELECT idem_ack_many(:ids, :tokens);
+""",
+    "skip": rf"""
+INSERT INTO job (payload) SELECT unnest(array_fill(PAYLOAD::jsonb, ARRAY[100])) RETURNING id;
+WITH taken AS ({SKIP_TAKE.format(n=100)})
+SELECT array_agg(id) AS ids, count(payload) FROM taken \gset
+DELETE FROM job WHERE id = ANY (:ids::bigint[]);
+""",
+    "mq": r"""
+SELECT count(*) FROM mq_send('mq', array_fill(PAYLOAD::jsonb, ARRAY[100]));
+SELECT array_agg(msg_id) AS ids, count(message) FROM mq_read('mq', 100) \gset
+SELECT count(*) FROM mq_delete('mq', :ids::bigint[]);
+""",
+    "mq_sql": rf"""
+INSERT INTO mq (message) SELECT unnest(array_fill(PAYLOAD::jsonb, ARRAY[100])) RETURNING msg_id;
+WITH next AS (SELECT msg_id FROM mq WHERE vt <= clock_timestamp()
+ORDER BY msg_id LIMIT 100 FOR UPDATE SKIP LOCKED),
+taken AS (UPDATE mq AS m SET vt = clock_timestamp() + '30 s', read_ct = m.read_ct + 1
+FROM next WHERE m.msg_id = next.msg_id RETURNING m.msg_id, m.message)
+SELECT array_agg(msg_id) AS ids, count(message) FROM taken \gset
+DELETE FROM mq WHERE msg_id = ANY (:ids::bigint[]);
+""",
+}
+
+# The outbox, and the consumer whose effect commits with the acknowledgement.
+SCRIPTS["enqueue"] = {
+    "idem": "SELECT idem_enqueue('q', PAYLOAD);",
+    "skip": "INSERT INTO job (payload) VALUES (PAYLOAD) RETURNING id;",
+    "mq": "SELECT mq_send('mq', ARRAY[PAYLOAD::jsonb]);",
+    "mq_sql": "INSERT INTO mq (message) VALUES (PAYLOAD) RETURNING msg_id;",
+}
+
+QUEUE = ("message", "messages", "enqueue", "horizon")
+
+
 def script(case, variant):
     """The script of a variant, and how many of its commands make the key."""
+    if case.operation in QUEUE:
+        return SCRIPTS[case.operation][variant].strip().replace("PAYLOAD", PAYLOAD) + "\n", 0
     fresh, repeated = KEYS[case.key]
     if case.operation in ("replay", "once-replay") and case.large:
         prelude, repeated = LARGE, REPEATED_LARGE

@@ -50,7 +50,7 @@
  * A look is cheap that passes by no more places, and pages of the index, in all.  Not a
  * matter of time, which would depend on what else the machine does.
  */
-#define READY_CHEAP			200
+#define READY_CHEAP			16
 #define READY_PATIENCE		16
 
 /* Whoever has got something does not pass by more to get more. */

@@ -17,9 +17,9 @@ MODULE_big  = idempotency
 PGFILEDESC  = "idempotency - create-or-return-existing semantics inside a transaction"
 
 # One room, one object; the order is that of the house, from the door down.
-ROOMS       = idempotency janitor http once batch enqueue dequeue ready letter wake queue \
-              finish claim step lookup stats lease pending record memo \
-              message history store args answer lock key backoff realm shmem
+ROOMS       = idempotency janitor http once batch enqueue dequeue ready letter wake \
+              message queue finish claim step lookup stats lease pending record memo \
+              history store args answer lock key backoff realm shmem
 OBJS        = $(ROOMS:%=src/%.o)
 
 # The install script is assembled from the rooms' own declarations: tables

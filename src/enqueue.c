@@ -338,6 +338,7 @@ enqueue_item(EnqueueItem *item, const EnqueueTerms *terms, Jsonb *payload,
 	message->state.enqueued_at = terms->now;
 	message->state.due_at = terms->due_at;
 	message->state.lease_until = DT_NOBEGIN;
+	message->state.queue_hash = terms->queue.hash;
 	message->state.owner = terms->queue.owner;
 	message->state.max_attempts = terms->max_attempts;
 	message->state.priority = terms->priority;

@@ -359,13 +359,12 @@ letter_redrive_found(Relation rel, SysScanDesc scan, const Queue *queue,
 		MemoryContextSwitchTo(context);
 		letter_read(rel, tuple, &message);
 		if (message.state.owner == queue->owner &&
-			VARSIZE_ANY_EXHDR(message.queue) == VARSIZE_ANY_EXHDR(queue->name) &&
-			memcmp(VARDATA_ANY(message.queue), VARDATA_ANY(queue->name),
-				   VARSIZE_ANY_EXHDR(queue->name)) == 0 &&
+			queue_is_named(queue, message.queue) &&
 			store_delete(rel, &version, wait) == STORE_OK)
 		{
 			attempts = message.state.attempt;
 			message.state.attempt = 0;
+			message.state.queue_hash = queue->hash;
 			message.state.due_at = GetCurrentTimestamp();
 			message.state.place = message.state.id;
 			if (message.group != NULL)
@@ -424,7 +423,7 @@ static int64
 letter_purge_messages(const Queue *queue, int64 max_messages)
 {
 	const TimestampTz now = GetCurrentTimestamp();
-	MessageScan *scan = message_begin_scan(queue->owner, queue->name);
+	MessageScan *scan = message_begin_scan(queue);
 	MessagePlace place;
 	int64		purged = 0;
 

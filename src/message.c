@@ -52,6 +52,7 @@ enum
 {
 	Anum_id = 1,
 	Anum_place,
+	Anum_queue_hash,
 	Anum_enqueued_at,
 	Anum_due_at,
 	Anum_lease_until,
@@ -72,6 +73,7 @@ static const StoreColumn message_columns[] =
 {
 	{"id", INT8OID, true},
 	{"place", INT8OID, true},
+	{"queue_hash", INT8OID, true},
 	{"enqueued_at", TIMESTAMPTZOID, true},
 	{"due_at", TIMESTAMPTZOID, true},
 	{"lease_until", TIMESTAMPTZOID, true},
@@ -98,7 +100,7 @@ static const StoreShape message_shape =
 
 /* The index of what is due, and its columns that are no constants in a scan. */
 static const AttrNumber message_due_index[] =
-{Anum_owner, Anum_queue, Anum_priority, Anum_due_at, Anum_id};
+{Anum_queue_hash, Anum_owner, Anum_priority, Anum_due_at, Anum_id};
 
 #define DUE_INDEX_PRIORITY	3
 #define DUE_INDEX_DUE_AT	4
@@ -114,8 +116,7 @@ static const AttrNumber message_group_index[] =
 struct MessageScan
 {
 	Relation	rel;
-	Oid			owner;
-	const text *queue;
+	const Queue *queue;
 	bool		one_snapshot;	/* pass by what the transaction does not see */
 	SnapshotData dirty;
 	Relation	due_index;
@@ -134,6 +135,7 @@ static void message_decode(Relation rel, HeapTuple tuple, Message *message);
 static void message_rescan(MessageScan *scan, StrategyNumber strategy,
 						   int16 priority, TimestampTz due_at);
 static HeapTuple message_slot_tuple(TupleTableSlot *slot);
+static const text *message_slot_queue(TupleTableSlot *slot);
 
 /*
  * Open the table, and lock it to the end of the (sub)transaction, whatever
@@ -148,7 +150,7 @@ message_table(void)
 	ResourceOwner saved = CurrentResourceOwner;
 	Relation	rel;
 
-	StaticAssertStmt(offsetof(MessageState, priority) == 60,
+	StaticAssertStmt(offsetof(MessageState, priority) == 68,
 					 "MessageState is laid out as the columns are");
 
 	CurrentResourceOwner = CurTransactionResourceOwner;
@@ -283,6 +285,7 @@ message_form(Relation rel, const Message *message, StoreRow *row)
 	isnull = row->isnull;
 	values[Anum_id - 1] = Int64GetDatum(state->id);
 	values[Anum_place - 1] = Int64GetDatum(state->place);
+	values[Anum_queue_hash - 1] = Int64GetDatum(state->queue_hash);
 	values[Anum_enqueued_at - 1] = TimestampTzGetDatum(state->enqueued_at);
 	values[Anum_due_at - 1] = TimestampTzGetDatum(state->due_at);
 	values[Anum_lease_until - 1] = TimestampTzGetDatum(state->lease_until);
@@ -340,14 +343,13 @@ message_decode(Relation rel, HeapTuple tuple, Message *message)
  * messages that are gone are met, too.
  */
 MessageScan *
-message_begin_scan(Oid owner, const text *queue)
+message_begin_scan(const Queue *queue)
 {
 	const int	nkeys = 4;
 	const int	no_order = 0;
 	MessageScan *scan = palloc0(sizeof(MessageScan));
 
 	scan->rel = message_table();
-	scan->owner = owner;
 	scan->queue = queue;
 	scan->one_snapshot = IsolationUsesXactSnapshot();
 	InitDirtySnapshot(scan->dirty);
@@ -408,11 +410,10 @@ message_rescan(MessageScan *scan, StrategyNumber strategy, int16 priority,
 		compare = F_INT2GE;
 
 	/* in the order of the index */
-	ScanKeyInit(&keys[0], 1, BTEqualStrategyNumber, F_OIDEQ,
-				ObjectIdGetDatum(scan->owner));
-	ScanKeyEntryInitialize(&keys[1], 0, 2, BTEqualStrategyNumber, TEXTOID,
-						   C_COLLATION_OID, F_TEXTEQ,
-						   PointerGetDatum(scan->queue));
+	ScanKeyInit(&keys[0], 1, BTEqualStrategyNumber, F_INT8EQ,
+				Int64GetDatum(scan->queue->hash));
+	ScanKeyInit(&keys[1], 2, BTEqualStrategyNumber, F_OIDEQ,
+				ObjectIdGetDatum(scan->queue->owner));
 	ScanKeyInit(&keys[2], DUE_INDEX_PRIORITY, strategy, compare,
 				Int16GetDatum(priority));
 	ScanKeyInit(&keys[3], DUE_INDEX_DUE_AT, BTGreaterEqualStrategyNumber,
@@ -466,6 +467,8 @@ message_at(MessageScan *scan)
 	if (TransactionIdIsValid(scan->dirty.xmin) ||
 		TransactionIdIsValid(scan->dirty.xmax))
 		return NULL;
+	if (!queue_is_named(scan->queue, message_slot_queue(scan->slot)))
+		return NULL;			/* another one with the same hash */
 	if (scan->one_snapshot)
 	{
 		HeapTuple	tuple = message_slot_tuple(scan->slot);
@@ -476,6 +479,14 @@ message_at(MessageScan *scan)
 			return NULL;
 	}
 	return (const MessageState *) GETSTRUCT(message_slot_tuple(scan->slot));
+}
+
+static const text *
+message_slot_queue(TupleTableSlot *slot)
+{
+	bool		isnull;
+
+	return DatumGetTextPP(slot_getattr(slot, Anum_queue, &isnull));
 }
 
 /* The group of that message; NULL for none. */
@@ -567,10 +578,10 @@ message_is_first(MessageScan *scan, const text *group, int64 place)
 	}
 
 	ScanKeyInit(&keys[0], 1, BTEqualStrategyNumber, F_OIDEQ,
-				ObjectIdGetDatum(scan->owner));
+				ObjectIdGetDatum(scan->queue->owner));
 	ScanKeyEntryInitialize(&keys[1], 0, 2, BTEqualStrategyNumber, TEXTOID,
 						   C_COLLATION_OID, F_TEXTEQ,
-						   PointerGetDatum(scan->queue));
+						   PointerGetDatum(scan->queue->name));
 	ScanKeyEntryInitialize(&keys[2], 0, 3, BTEqualStrategyNumber, TEXTOID,
 						   C_COLLATION_OID, F_TEXTEQ, PointerGetDatum(group));
 	index_rescan(scan->group, keys, lengthof(keys), NULL, 0);

@@ -14,6 +14,7 @@
 #include "utils/jsonb.h"
 
 #include "compat.h"
+#include "queue.h"
 #include "store.h"
 
 /* Instead of a number of attempts: as the queue has it. */
@@ -27,6 +28,7 @@ typedef struct MessageState
 {
 	int64		id;
 	int64		place;			/* in its group */
+	int64		queue_hash;
 	TimestampTz enqueued_at;
 	TimestampTz due_at;
 	TimestampTz lease_until;	/* DT_NOBEGIN if nobody has the message */
@@ -68,7 +70,7 @@ extern bool message_replace(const Message *message, bool wait);
 extern bool message_replace_state(const Message *message, bool wait);
 extern bool message_delete(const Message *message, bool wait);
 
-extern MessageScan *message_begin_scan(Oid owner, const text *queue);
+extern MessageScan *message_begin_scan(const Queue *queue);
 extern void message_end_scan(MessageScan *scan);
 extern void message_seek(MessageScan *scan, int32 priority);
 extern void message_seek_due(MessageScan *scan, int16 priority,

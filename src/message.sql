@@ -11,6 +11,7 @@ CREATE TABLE @extschema@.idem_message
 (
 	id				pg_catalog.int8 NOT NULL,
 	place			pg_catalog.int8 NOT NULL,
+	queue_hash		pg_catalog.int8 NOT NULL,
 	enqueued_at		pg_catalog.timestamptz NOT NULL,
 	due_at			pg_catalog.timestamptz NOT NULL,
 	lease_until		pg_catalog.timestamptz NOT NULL,
@@ -25,15 +26,20 @@ CREATE TABLE @extschema@.idem_message
 	headers			pg_catalog.jsonb,
 	payload			pg_catalog.jsonb NOT NULL,
 	history			pg_catalog.jsonb,
-	PRIMARY KEY (id)
+	PRIMARY KEY (id),
+	CHECK (queue_hash OPERATOR(pg_catalog.=) @extschema@.idem_queue_hash(queue))
 ) USING heap
 WITH (fillfactor = 50,
 	  autovacuum_vacuum_scale_factor = 0.05,
 	  toast.autovacuum_vacuum_scale_factor = 0.05);
 
--- What to take next, and which message of a group is the first.
+/*
+ * What to take next, and which message of a group is the first.  A scan for one message
+ * reads a page of the former: the hash of the queue makes all its columns of fixed
+ * width, which are compared several times faster than a text.
+ */
 CREATE INDEX idem_message_due ON @extschema@.idem_message
-	(owner, queue, priority, due_at, id);
+	(queue_hash, owner, priority, due_at, id);
 CREATE INDEX idem_message_group ON @extschema@.idem_message
 	(owner, queue, message_group, place) WHERE message_group IS NOT NULL;
 
@@ -43,6 +49,8 @@ COMMENT ON COLUMN @extschema@.idem_message.id IS
 'Number of the message, of a sequence; never used twice in one database.';
 COMMENT ON COLUMN @extschema@.idem_message.place IS
 'Where it stands in its group: its id, or, after a redrive, a later number.';
+COMMENT ON COLUMN @extschema@.idem_message.queue_hash IS
+'Stands for the name of the queue in the index: idem_queue_hash(queue).';
 COMMENT ON COLUMN @extschema@.idem_message.enqueued_at IS
 'When it was enqueued, by the server''s clock.';
 COMMENT ON COLUMN @extschema@.idem_message.due_at IS

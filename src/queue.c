@@ -113,8 +113,10 @@ static MemoryContext queue_context = NULL;
 
 int			queue_dead_letter_ttl = 30 * SECS_PER_DAY;
 
+PG_FUNCTION_INFO_V1(idem_queue_hash);
 PG_FUNCTION_INFO_V1(idem_configure_queue);
 
+static int64 queue_hash(const text *name);
 static Oid	queue_role(const char *name);
 static const QueueConfig *queue_config(Oid owner, const text *name);
 static void queue_read_config(QueueConfig *config);
@@ -178,6 +180,7 @@ queue_use(Queue *queue, Oid owner, const text *name)
 
 	queue->owner = owner;
 	queue->name = name;
+	queue->hash = queue_hash(name);
 	queue->paused = config->paused;
 	queue->max_attempts = config->has_max_attempts ?
 		config->max_attempts : backoff_max_attempts;
@@ -189,6 +192,42 @@ queue_use(Queue *queue, Oid owner, const text *name)
 	queue->jitter = config->jitter;
 	queue->has_dead_letter_ttl = config->has_dead_letter_ttl;
 	queue->dead_letter_ttl = config->dead_letter_ttl;
+}
+
+bool
+queue_is_named(const Queue *queue, const text *name)
+{
+	return VARSIZE_ANY_EXHDR(name) == VARSIZE_ANY_EXHDR(queue->name) &&
+		memcmp(VARDATA_ANY(name), VARDATA_ANY(queue->name),
+			   VARSIZE_ANY_EXHDR(name)) == 0;
+}
+
+/*
+ * FNV-1a (Fowler, Noll, Vo) of the bytes of the name.  It is stored, so it may never
+ * change; who makes two names with the same hash makes his own queues slower.
+ */
+static int64
+queue_hash(const text *name)
+{
+	uint64		hash = UINT64CONST(0xcbf29ce484222325);
+
+	for (int i = 0; i < (int) VARSIZE_ANY_EXHDR(name); i++)
+		hash = (hash ^ (uint8) VARDATA_ANY(name)[i]) * UINT64CONST(0x100000001b3);
+	return (int64) hash;
+}
+
+/*
+ * idem_queue_hash(queue text) -> bigint
+ *
+ * What stands for the name of a queue in the index of idem_message, for those who write
+ * rows there by hand; and for the constraint that keeps such rows right.
+ *
+ * Raises 22004, 22023, 54000 for a name that no queue can have.
+ */
+Datum
+idem_queue_hash(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_INT64(queue_hash(queue_name_argument(fcinfo, 0, "queue")));
 }
 
 /* May the current user put messages into a queue, and take them? */

@@ -26,6 +26,7 @@ typedef struct Queue
 {
 	Oid			owner;
 	const text *name;
+	int64		hash;			/* of the name, in the index of messages */
 	bool		paused;
 	int32		max_attempts;	/* 0: no limit */
 	int64		backoff_base;	/* microseconds */
@@ -42,6 +43,7 @@ extern const text *queue_name_argument(FunctionCallInfo fcinfo, int arg,
 extern void queue_of_owner(Queue *queue, const text *name,
 						   FunctionCallInfo fcinfo, int owner_arg);
 extern void queue_use(Queue *queue, Oid owner, const text *name);
+extern bool queue_is_named(const Queue *queue, const text *name);
 extern bool queue_may_use(Oid owner, const text *name);
 extern void queue_lock_group(const Queue *queue, const text *group);
 extern TimestampTz queue_letter_expiry(const Queue *queue, TimestampTz from);

@@ -41,6 +41,14 @@ REVOKE ALL ON TABLE @extschema@.idem_queue FROM PUBLIC;
 SELECT pg_catalog.pg_extension_config_dump('@extschema@.idem_queue',
 	'WHERE EXISTS (SELECT FROM pg_catalog.pg_roles AS r WHERE r.oid OPERATOR(pg_catalog.=) owner)');
 
+CREATE FUNCTION @extschema@.idem_queue_hash(queue pg_catalog.text)
+RETURNS pg_catalog.int8
+AS 'MODULE_PATHNAME', 'idem_queue_hash'
+LANGUAGE C IMMUTABLE PARALLEL SAFE;
+
+COMMENT ON FUNCTION @extschema@.idem_queue_hash(pg_catalog.text) IS
+'What stands for the name of a queue in the index of idem_message, for those who write rows by hand.';
+
 CREATE FUNCTION @extschema@.idem_configure_queue(
 	queue pg_catalog.text,
 	max_attempts pg_catalog.int4 DEFAULT NULL,

@@ -163,7 +163,7 @@ ready_take_or_look(ReadyLook *look)
 
 	everything = begun >= known->look_at || known->nfloors > READY_MAX_FLOORS;
 
-	look->scan = message_begin_scan(look->queue->owner, look->queue->name);
+	look->scan = message_begin_scan(look->queue);
 	look->next_due = DT_NOEND;
 	if (everything)
 	{

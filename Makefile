@@ -17,9 +17,9 @@ MODULE_big  = idempotency
 PGFILEDESC  = "idempotency - create-or-return-existing semantics inside a transaction"
 
 # One room, one object; the order is that of the house, from the door down.
-ROOMS       = idempotency janitor http once batch enqueue dequeue ready letter wake \
+ROOMS       = idempotency janitor breaker http once batch enqueue dequeue ready letter wake \
               message queue finish claim step lookup stats lease pending record memo \
-              history store args answer lock key backoff realm shmem
+              history store args answer lock key backoff circuit realm counter shmem
 OBJS        = $(ROOMS:%=src/%.o)
 
 # The install script is assembled from the rooms' own declarations: tables
@@ -29,7 +29,7 @@ SCRIPT_SRC  = src/idempotency.sql src/realm.sql src/backoff.sql src/key.sql \
               src/record.sql src/memo.sql src/claim.sql src/finish.sql src/lease.sql \
               src/step.sql src/batch.sql src/once.sql src/http.sql src/lookup.sql \
               src/queue.sql src/message.sql src/letter.sql src/enqueue.sql \
-              src/dequeue.sql src/janitor.sql src/stats.sql src/privileges.sql
+              src/dequeue.sql src/breaker.sql src/janitor.sql src/stats.sql src/privileges.sql
 DATA_built  = $(SCRIPT)
 
 PG_CPPFLAGS = -DIDEM_VERSION='"$(EXTVERSION)"'

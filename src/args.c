@@ -115,7 +115,7 @@ args_lease(Interval *lease, FunctionCallInfo fcinfo, int arg)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("lease must be finite"),
-				 errhint("Take a short lease, and extend it with idem_renew.")));
+				 errhint("Take a short lease, and extend it in time.")));
 	now = GetCurrentTimestamp();
 	if (args_add(now, lease) < now + ARGS_MIN_SPAN_USEC)
 		ereport(ERROR,

@@ -67,6 +67,7 @@
 #include "args.h"
 #include "claim.h"
 #include "compat.h"
+#include "counter.h"
 #include "errors.h"
 #include "key.h"
 #include "lease.h"
@@ -91,6 +92,13 @@ static bool claim_repeats = false;
 
 PG_FUNCTION_INFO_V1(idem_claim);
 
+static void claim_decide_one(const ClaimRequest *request, ClaimSeries *series,
+							 ClaimAnswer *answer);
+static bool claim_wait_for_key(const ClaimRequest *request);
+static bool claim_wait_for_xact(const ClaimRequest *request,
+								TransactionId xid);
+static bool claim_pause(const ClaimRequest *request, TimestampTz until,
+						int pauses);
 static ClaimVerdict claim_hear(const ClaimRequest *request,
 							   const IdemRecord *record, ClaimAnswer *answer);
 static bool claim_is_own_lease(const ClaimRequest *request,
@@ -223,6 +231,24 @@ void
 claim_decide_next(const ClaimRequest *request, ClaimSeries *series,
 				  ClaimAnswer *answer)
 {
+	static const Counter counters[] = {
+		[CLAIM_CLAIMED] = COUNTER_CLAIMED,
+		[CLAIM_REPLAYED] = COUNTER_REPLAYED,
+		[CLAIM_IN_PROGRESS] = COUNTER_IN_PROGRESS,
+		[CLAIM_MISMATCH] = COUNTER_MISMATCH,
+		[CLAIM_RETRY_LATER] = COUNTER_RETRY_LATER,
+		[CLAIM_FAILED] = COUNTER_FAILED,
+		[CLAIM_HELD] = COUNTER_HELD
+	};
+
+	claim_decide_one(request, series, answer);
+	counter_add(counters[answer->outcome], 1);
+}
+
+static void
+claim_decide_one(const ClaimRequest *request, ClaimSeries *series,
+				 ClaimAnswer *answer)
+{
 	const IdemKey *key = &request->key;
 	PendingClaim *pending = pending_unfinished(key);
 	bool		look_first = claim_repeats;
@@ -279,14 +305,14 @@ claim_decide_next(const ClaimRequest *request, ClaimSeries *series,
 			 */
 			if (verdict == CLAIM_ANSWERED || look.record.ours ||
 				series->scan != NULL ||
-				!lock_pause(&request->terms.wait, answer->retry_at, pauses++))
+				!claim_pause(request, answer->retry_at, pauses++))
 				return;
 			continue;
 		}
 
 		if (!locked)
 		{
-			locked = lock_key_wait(key->hash, &request->terms.wait);
+			locked = claim_wait_for_key(request);
 			if (!locked)
 				return;
 			continue;
@@ -300,7 +326,7 @@ claim_decide_next(const ClaimRequest *request, ClaimSeries *series,
 		{
 			lock_key_give_back(key->hash);
 			locked = false;
-			if (!lock_xact_wait(look.rival, &request->terms.wait))
+			if (!claim_wait_for_xact(request, look.rival))
 				return;
 			continue;
 		}
@@ -316,7 +342,7 @@ claim_decide_next(const ClaimRequest *request, ClaimSeries *series,
 				locked = false;
 				if (request->terms.wait.mode == IDEM_WAIT_NONE ||
 					(TransactionIdIsValid(locker) &&
-					 !lock_xact_wait(locker, &request->terms.wait)))
+					 !claim_wait_for_xact(request, locker)))
 					return;
 			}
 			if (pinned != STORE_OK)
@@ -326,6 +352,53 @@ claim_decide_next(const ClaimRequest *request, ClaimSeries *series,
 		if (claim_hold(request, look.found ? &look.record : NULL, series, answer))
 			return;
 	}
+}
+
+/*
+ * Waiting, and counting it.  One that ends with an error is not counted.
+ */
+static void
+claim_waited(int64 since, int waits)
+{
+	counter_add(COUNTER_WAITS, waits);
+	counter_add(COUNTER_WAIT_USECS, lock_clock() - since);
+}
+
+static bool
+claim_wait_for_key(const ClaimRequest *request)
+{
+	int64		since;
+	bool		got;
+
+	if (request->terms.wait.mode == IDEM_WAIT_NONE)
+		return false;
+	since = lock_clock();
+	got = lock_key_wait(request->key.hash, &request->terms.wait);
+	claim_waited(since, 1);
+	return got;
+}
+
+static bool
+claim_wait_for_xact(const ClaimRequest *request, TransactionId xid)
+{
+	int64		since = lock_clock();
+	bool		over = lock_xact_wait(xid, &request->terms.wait);
+
+	claim_waited(since, 1);
+	return over;
+}
+
+/* The pauses of one claim are one wait. */
+static bool
+claim_pause(const ClaimRequest *request, TimestampTz until, int pauses)
+{
+	int64		since = lock_clock();
+	bool		paused = lock_pause(&request->terms.wait, until, pauses,
+									IDEM_PAUSE_LEASE);
+
+	if (paused)
+		claim_waited(since, pauses == 0 ? 1 : 0);
+	return paused;
 }
 
 /*
@@ -469,6 +542,9 @@ claim_hold(const ClaimRequest *request, const IdemRecord *under,
 			lock_key_give_back(key->hash);
 	}
 
+	if (under != NULL && under->state == IDEM_IN_PROGRESS &&
+		work.attempt > under->attempt)
+		counter_add(COUNTER_TAKEN_OVER, 1);
 	claim_repeats = false;
 	answer->outcome = CLAIM_CLAIMED;
 	answer->response = NULL;

@@ -16,9 +16,11 @@
 #include "postgres.h"
 
 #include "access/tableam.h"
+#include "catalog/pg_database.h"
 #include "storage/proc.h"
 #include "utils/relcache.h"
 #include "utils/timestamp.h"
+#include "utils/wait_event.h"
 
 #if PG_VERSION_NUM < 150000
 #error "idempotency needs PostgreSQL 15 or newer"
@@ -36,6 +38,11 @@ StaticAssertDecl(PG_VERSION_NUM < 190000,
 #if PG_VERSION_NUM < 160000
 typedef bool TU_UpdateIndexes;
 #define TU_None false
+#endif
+
+/* 15.4: databases whose creation or removal has not come to its end */
+#ifndef DATCONNLIMIT_INVALID_DB
+#define DATCONNLIMIT_INVALID_DB (-2)
 #endif
 
 /* 16: the file of a relation has another name */
@@ -59,6 +66,11 @@ typedef bool TU_UpdateIndexes;
 #if PG_VERSION_NUM >= 170000
 #include "storage/dsm_registry.h"
 #define IDEM_HAVE_DSM_REGISTRY
+#endif
+
+/* 17: waits of extensions have names; before, all have one */
+#if PG_VERSION_NUM < 170000
+#define WaitEventExtensionNew(name) ((void) (name), PG_WAIT_EXTENSION)
 #endif
 
 /* 17: the number of a process */

@@ -35,6 +35,7 @@
 #include "nodes/parsenodes.h"
 #include "storage/ipc.h"
 #include "utils/builtins.h"
+#include "utils/inval.h"
 #include "utils/jsonb.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
@@ -43,6 +44,7 @@
 #include "args.h"
 #include "backoff.h"
 #include "compat.h"
+#include "counter.h"
 #include "errors.h"
 #include "history.h"
 #include "key.h"
@@ -87,6 +89,7 @@ PG_FUNCTION_INFO_V1(idem_nack_many);
 PG_FUNCTION_INFO_V1(idem_extend);
 PG_FUNCTION_INFO_V1(idem_extend_many);
 
+static void dequeue_renew(Queue *queue);
 static void dequeue_wait_no_more(int code, Datum arg);
 static void dequeue_wait(IdemWait *wait, FunctionCallInfo fcinfo, int arg);
 static bool dequeue_pause(const IdemWait *wait, TimestampTz next_due,
@@ -130,8 +133,9 @@ static int	dequeue_compare(const void *a, const void *b);
  * ID if it finds something.
  *
  * Waiting is a pause that grows to a quarter of a second, and another look; where
- * there is shared memory it ends as soon as somebody commits a message.  The statement that called has a snapshot all the while: see idem_await.  Under
- * REPEATABLE READ and SERIALIZABLE, where nothing new could be seen, it does not wait.
+ * there is shared memory it ends as soon as somebody commits a message.  The statement
+ * that called has a snapshot all the while: see idem_await.  Under REPEATABLE READ and
+ * SERIALIZABLE, where nothing new could be seen, it does not wait.
  *
  * Raises 22004, 22023, 22008, 54000 (bad arguments), 42501 (not shared), 42704 (no
  * such role), 25006.
@@ -178,7 +182,8 @@ idem_dequeue(PG_FUNCTION_ARGS)
 			for (int pauses = 0; n == 0; pauses++)
 			{
 				wake_me_for(&queue);
-				queue_use(&queue, queue.owner, queue.name);
+				dequeue_renew(&queue);
+				next_due = DT_NOEND;
 				if (!queue.paused)
 					n = ready_take(&queue, max_messages, &lease, taken,
 								   &next_due);
@@ -190,6 +195,7 @@ idem_dequeue(PG_FUNCTION_ARGS)
 		wake_me_no_more();
 	}
 
+	counter_add(COUNTER_DEQUEUED, n);
 	for (int i = 0; i < n; i++)
 		dequeue_put(rsinfo, &queue, &taken[i]);
 	return (Datum) 0;
@@ -236,13 +242,25 @@ idem_await(PG_FUNCTION_ARGS)
 			if (!dequeue_pause(&wait, next_due, pauses))
 				break;
 			record_open(true);
-			queue_use(&queue, queue.owner, queue.name);
+			dequeue_renew(&queue);
 		}
 	}
 	PG_END_ENSURE_ERROR_CLEANUP(dequeue_wait_no_more, (Datum) 0);
 	wake_me_no_more();
 	SPI_finish();
 	PG_RETURN_VOID();
+}
+
+/*
+ * While a consumer waits his queue may be configured anew, or not shared with him any
+ * more.  All locks are held already, so nothing else takes notice.
+ */
+static void
+dequeue_renew(Queue *queue)
+{
+	AcceptInvalidationMessages();
+	queue_check(queue->owner, queue->name);
+	queue_use(queue, queue->owner, queue->name);
 }
 
 /* After an error, or at the end of the process. */
@@ -277,7 +295,7 @@ dequeue_pause(const IdemWait *wait, TimestampTz next_due, int pauses)
 {
 	TimestampTz far = GetCurrentTimestamp() + DEQUEUE_FAR;
 
-	return lock_pause(wait, Min(next_due, far), pauses);
+	return lock_pause(wait, Min(next_due, far), pauses, IDEM_PAUSE_QUEUE);
 }
 
 static void
@@ -405,6 +423,7 @@ dequeue_find(const DequeueDelivery *delivery, Message *message)
 		may_know = queue_may_use(message->state.owner, message->queue);
 	if (may_know && message->state.token == delivery->token)
 		return;
+	counter_add(COUNTER_STALE, 1);
 	ereport(ERROR,
 			(errcode(ERRCODE_IDEM_STALE),
 			 errmsg("message " INT64_FORMAT " is not the caller's any more",
@@ -476,6 +495,7 @@ dequeue_ack(const DequeueDelivery *delivery)
 
 	CommandCounterIncrement();
 	dequeue_gone(&message);
+	counter_add(COUNTER_ACKED, 1);
 }
 
 /* In its group the next one has its turn. */
@@ -609,6 +629,7 @@ dequeue_nack(const DequeueDelivery *delivery, const DequeueFailure *failure)
 				continue;
 			letter_write(&message, &queue, now);
 			dequeue_gone(&message);
+			counter_add(COUNTER_NACKED, 1);
 			return DT_NOEND;
 		}
 
@@ -625,6 +646,7 @@ dequeue_nack(const DequeueDelivery *delivery, const DequeueFailure *failure)
 		if (message_replace(&message, wait))
 		{
 			wake_at_commit(&queue);
+			counter_add(COUNTER_NACKED, 1);
 			return state->due_at;
 		}
 	}

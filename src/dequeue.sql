@@ -27,7 +27,7 @@ COMMENT ON COLUMN @extschema@.idem_dequeue_answer.headers IS
 COMMENT ON COLUMN @extschema@.idem_dequeue_answer.attempt IS
 'Which attempt this is, from 1.';
 COMMENT ON COLUMN @extschema@.idem_dequeue_answer.token IS
-'Fencing token of this delivery, for idem_ack, idem_nack, idem_extend.';
+'Fencing token of this delivery, the same for all messages of the call; for idem_ack, idem_nack, idem_extend.';
 COMMENT ON COLUMN @extschema@.idem_dequeue_answer.enqueued_at IS
 'When it was enqueued.';
 COMMENT ON COLUMN @extschema@.idem_dequeue_answer.lease_until IS

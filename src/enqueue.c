@@ -41,6 +41,7 @@
 #include "args.h"
 #include "claim.h"
 #include "compat.h"
+#include "counter.h"
 #include "errors.h"
 #include "finish.h"
 #include "key.h"
@@ -404,7 +405,7 @@ enqueue_items(const EnqueueTerms *terms, EnqueueItem *items, int n)
 		if (items[i].duplicate)
 			continue;
 		/* no two at the same time: see ready.c about floors */
-		state->due_at += i;
+		state->due_at = args_later(state->due_at, i);
 		state->id = state->place = message_new_id();
 		items[i].id = state->id;
 		messages[nmessages++] = items[i].message;
@@ -415,6 +416,8 @@ enqueue_items(const EnqueueTerms *terms, EnqueueItem *items, int n)
 		wake_at_commit(&terms->queue);
 	}
 	enqueue_finish_keys(items, n);
+	counter_add(COUNTER_ENQUEUED, nmessages);
+	counter_add(COUNTER_DUPLICATES, n - nmessages);
 
 	for (int i = 0; i < n; i++)
 		if (items[i].same_as >= 0)
@@ -526,8 +529,13 @@ enqueue_id_of(const IdemKey *key, const ClaimAnswer *answer)
 	if (answer->outcome == CLAIM_REPLAYED && answer->response != NULL &&
 		JsonbExtractScalar(&answer->response->root, &value) &&
 		value.type == jbvNumeric)
-		return DatumGetInt64(DirectFunctionCall1(numeric_int8,
-												 NumericGetDatum(value.val.numeric)));
+	{
+		Datum		number = NumericGetDatum(value.val.numeric);
+		char	   *digits = DatumGetCString(DirectFunctionCall1(numeric_out, number));
+
+		if (strspn(digits, "0123456789") == strlen(digits) && strlen(digits) < 19)
+			return strtoll(digits, NULL, 10);
+	}
 	ereport(ERROR,
 			(errcode(ERRCODE_IDEM_FINISHED),
 			 errmsg("key \"%s\" is used for something else than a message",

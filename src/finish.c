@@ -27,6 +27,7 @@
 #include "backoff.h"
 #include "claim.h"
 #include "compat.h"
+#include "counter.h"
 #include "errors.h"
 #include "finish.h"
 #include "key.h"
@@ -56,6 +57,7 @@ static void finish_settle_lease(IdemRecord *record, void *arg);
 static void finish_settle_claims(PendingClaim *const *claims,
 								 const FinishOutcome *outcomes, int n,
 								 IdemInsert *inserts);
+static void finish_count(IdemState state);
 static bool finish_row_is_there(PendingClaim *pending);
 
 /*
@@ -155,8 +157,9 @@ idem_fail(PG_FUNCTION_ARGS)
 		finish_settle_claims(&pending, &outcome, 1, &written);
 		record = written.record;
 	}
-	else if (!lease_change(&key, token, &record, finish_settle_lease, &outcome) &&
-			 record.state == IDEM_FINISHED)
+	else if (lease_change(&key, token, &record, finish_settle_lease, &outcome))
+		finish_count(record.state);
+	else if (record.state == IDEM_FINISHED)
 		lease_raise_settled(&key, &record);
 
 	answer.outcome = record.state == IDEM_RETRY ? CLAIM_RETRY_LATER : CLAIM_FAILED;
@@ -242,6 +245,12 @@ finish_settle(IdemRecord *record, const FinishOutcome *outcome,
 }
 
 static void
+finish_count(IdemState state)
+{
+	counter_add(state == IDEM_FINISHED ? COUNTER_FINISHES : COUNTER_FAILURES, 1);
+}
+
+static void
 finish_settle_lease(IdemRecord *record, void *arg)
 {
 	finish_settle(record, (const FinishOutcome *) arg,
@@ -287,7 +296,10 @@ finish_settle_claims(PendingClaim *const *claims,
 	if (fresh > 0)
 		record_insert(inserts, fresh);
 	for (int i = 0; i < n; i++)
+	{
 		pending_change(claims[i], PENDING_FINISHED);
+		finish_count(outcomes[i].state);
+	}
 }
 
 /* Finish claims of this transaction, in the order of their keys. */
@@ -318,8 +330,9 @@ finish_lease(const IdemKey *key, int64 token, Jsonb *response)
 
 	outcome.response = response;
 	outcome.now = GetCurrentTimestamp();
-	if (!lease_change(key, token, &record, finish_settle_lease, &outcome) &&
-		record.state != IDEM_FINISHED)
+	if (lease_change(key, token, &record, finish_settle_lease, &outcome))
+		finish_count(record.state);
+	else if (record.state != IDEM_FINISHED)
 		lease_raise_settled(key, &record);
 	return record.response;
 }

@@ -14,7 +14,10 @@
 
 #include "args.h"
 #include "backoff.h"
+#include "breaker.h"
 #include "compat.h"
+#include "counter.h"
+#include "janitor.h"
 #include "once.h"
 #include "pending.h"
 #include "queue.h"
@@ -51,14 +54,14 @@ static const IdemSetting settings[] = {
 	},
 	{
 		"idempotency.backoff_base",
-		"Sets the first delay of the backoff of idem_fail.",
+		"Sets the first delay of the backoff of idem_fail and of queues.",
 		NULL,
 		&backoff_base, 1000, 1, INT_MAX,
 		PGC_USERSET, GUC_UNIT_MS
 	},
 	{
 		"idempotency.backoff_cap",
-		"Sets the longest delay of the backoff of idem_fail.",
+		"Sets the longest delay of the backoff of idem_fail and of queues.",
 		NULL,
 		&backoff_cap, 60 * 60 * 1000, 1, INT_MAX,
 		PGC_USERSET, GUC_UNIT_MS
@@ -85,15 +88,36 @@ static const IdemSetting settings[] = {
 		PGC_USERSET, GUC_UNIT_S
 	},
 	{
+		"idempotency.janitor_batch",
+		"Sets how many expired rows the janitor removes in one transaction.",
+		NULL,
+		&janitor_batch, 1000, 1, 1000000,
+		PGC_SIGHUP, 0
+	},
+	{
+		"idempotency.janitor_interval",
+		"Sets the time between two rounds of the janitor.",
+		"0 turns it off. After a long round it waits ten times as long as that took.",
+		&janitor_interval, 60, 0, INT_MAX / 1000,
+		PGC_SIGHUP, GUC_UNIT_S
+	},
+	{
+		"idempotency.janitor_pause",
+		"Sets how long the janitor pauses after each transaction.",
+		NULL,
+		&janitor_pause, 20, 0, 60 * 1000,
+		PGC_SIGHUP, GUC_UNIT_MS
+	},
+	{
 		"idempotency.max_attempts",
-		"Sets after how many attempts a failure is final if idem_fail is not told.",
+		"Sets after how many attempts a failure is final if idem_fail is not told, or a queue is not configured.",
 		"0 means no limit.",
 		&backoff_max_attempts, 10, 0, INT_MAX,
 		PGC_USERSET, 0
 	},
 	{
 		"idempotency.max_response_size",
-		"Sets the largest response or error that is stored.",
+		"Sets the largest response, error or payload that is stored.",
 		NULL,
 		&args_max_response_size, 8 * 1024, 1, 255 * 1024,
 		PGC_SUSET, GUC_UNIT_KB
@@ -135,5 +159,8 @@ _PG_init(void)
 	pending_init();
 	once_init();
 	wake_init();
+	breaker_init();
+	counter_init();
+	janitor_init();
 	shmem_init();
 }

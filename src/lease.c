@@ -51,12 +51,15 @@
 
 #include "args.h"
 #include "compat.h"
+#include "counter.h"
 #include "errors.h"
 #include "key.h"
 #include "lease.h"
 #include "lock.h"
 #include "pending.h"
 #include "record.h"
+
+#define LEASE_POOL		32
 
 PG_FUNCTION_INFO_V1(idem_renew);
 PG_FUNCTION_INFO_V1(idem_guard);
@@ -68,15 +71,22 @@ pg_noreturn static void lease_raise_stale(const IdemKey *key, bool exists);
 int64
 lease_new_token(void)
 {
+	static uint64 pool[LEASE_POOL];
+	static int	left = 0;
 	uint64		token;
 
 	do
 	{
-		if (!pg_strong_random(&token, sizeof(token)))
-			ereport(ERROR,
-					(errcode(ERRCODE_INTERNAL_ERROR),
-					 errmsg("could not generate random values")));
-		token &= PG_INT64_MAX;
+		/* drawn for some at once, which costs hardly more than for one */
+		if (left == 0)
+		{
+			if (!pg_strong_random(pool, sizeof(pool)))
+				ereport(ERROR,
+						(errcode(ERRCODE_INTERNAL_ERROR),
+						 errmsg("could not generate random values")));
+			left = LEASE_POOL;
+		}
+		token = pool[--left] & PG_INT64_MAX;
 	} while (token == 0);
 	return (int64) token;
 }
@@ -239,6 +249,7 @@ lease_raise_finished(const IdemKey *key)
 static void
 lease_raise_stale(const IdemKey *key, bool exists)
 {
+	counter_add(COUNTER_STALE, 1);
 	ereport(ERROR,
 			(errcode(ERRCODE_IDEM_STALE),
 			 errmsg("lease of key \"%s\" is not yours any more", key_name(key)),

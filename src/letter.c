@@ -37,6 +37,7 @@
 
 #include "args.h"
 #include "compat.h"
+#include "counter.h"
 #include "history.h"
 #include "key.h"
 #include "letter.h"
@@ -165,6 +166,7 @@ letter_write(const Message *message, const Queue *queue, TimestampTz died_at)
 	row.isnull[Anum_history - 1] = message->history == NULL;
 	store_insert(rel, &row, 1, NULL);
 	table_close(rel, NoLock);
+	counter_add(COUNTER_DEAD, 1);
 }
 
 /* As a message that nobody has taken yet. */
@@ -381,6 +383,7 @@ letter_redrive_found(Relation rel, SysScanDesc scan, const Queue *queue,
 		MemoryContextReset(context);
 	}
 	MemoryContextDelete(context);
+	counter_add(COUNTER_REDRIVEN, redriven);
 	if (redriven > 0)
 		wake_at_commit(queue);
 	return redriven;

@@ -28,7 +28,6 @@
 #include "storage/lock.h"
 #include "storage/proc.h"
 #include "utils/guc.h"
-#include "utils/wait_event.h"
 #include "utils/memutils.h"
 #include "utils/resowner.h"
 
@@ -263,19 +262,35 @@ lock_xact_wait(TransactionId xid, const IdemWait *wait)
  * and of the caller's patience.
  */
 bool
-lock_pause(const IdemWait *wait, TimestampTz until, int pauses)
+lock_pause(const IdemWait *wait, TimestampTz until, int pauses, IdemPause what)
 {
 	long		pause = Min(2L << Min(pauses, 7), 250L);
 	long		left = wait->mode == IDEM_WAIT_UNTIL ? lock_wait_left(wait) : 0;
-	long		leased = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), until);
+	long		leased;
 
 	if (left == 0)
 		return false;
 
-	pause = Min(Min(pause, left), Max(leased, 1L));
-	(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
-					 pause, PG_WAIT_EXTENSION);
-	ResetLatch(MyLatch);
+	leased = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), until);
+	lock_sleep(Min(Min(pause, left), Max(leased, 1L)), what);
 	CHECK_FOR_INTERRUPTS();
 	return true;
+}
+
+/* Until the time is up, or somebody sets the latch of this process. */
+void
+lock_sleep(long msecs, IdemPause what)
+{
+	static const char *const names[] = {
+		[IDEM_PAUSE_LEASE] = "IdemLease",
+		[IDEM_PAUSE_QUEUE] = "IdemQueue",
+		[IDEM_PAUSE_JANITOR] = "IdemJanitor"
+	};
+	static uint32 events[lengthof(names)] = {0};
+
+	if (events[what] == 0)
+		events[what] = WaitEventExtensionNew(names[what]);
+	(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+					 msecs, events[what]);
+	ResetLatch(MyLatch);
 }

@@ -39,6 +39,14 @@ typedef struct IdemWait
 	int64		deadline;		/* for IDEM_WAIT_UNTIL, on a clock of lock.c */
 } IdemWait;
 
+/* What a pause is for: the wait event that pg_stat_activity shows from 17 on. */
+typedef enum IdemPause
+{
+	IDEM_PAUSE_LEASE,			/* the end of a lease */
+	IDEM_PAUSE_QUEUE,			/* a message */
+	IDEM_PAUSE_JANITOR			/* the next round of the janitor */
+} IdemPause;
+
 extern int64 lock_clock(void);
 extern void lock_wait_at_most(IdemWait *wait, int64 usecs);
 extern bool lock_key_try(uint64 hash);
@@ -46,6 +54,8 @@ extern bool lock_key_wait(uint64 hash, const IdemWait *wait);
 extern void lock_key_give_back(uint64 hash);
 extern void lock_group(uint64 hash);
 extern bool lock_xact_wait(TransactionId xid, const IdemWait *wait);
-extern bool lock_pause(const IdemWait *wait, TimestampTz until, int pauses);
+extern bool lock_pause(const IdemWait *wait, TimestampTz until, int pauses,
+					   IdemPause what);
+extern void lock_sleep(long msecs, IdemPause what);
 
 #endif							/* IDEM_LOCK_H */

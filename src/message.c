@@ -104,7 +104,6 @@ static const AttrNumber message_due_index[] =
 
 #define DUE_INDEX_PRIORITY	3
 #define DUE_INDEX_DUE_AT	4
-#define DUE_INDEX_ID		5
 
 /* The index of groups. */
 static const AttrNumber message_group_index[] =
@@ -448,8 +447,6 @@ message_next_place(MessageScan *scan, MessagePlace *place)
 	place->due_at =
 		DatumGetTimestampTz(index_getattr(due->xs_itup, DUE_INDEX_DUE_AT,
 										  due->xs_itupdesc, &isnull));
-	place->id = DatumGetInt64(index_getattr(due->xs_itup, DUE_INDEX_ID,
-											due->xs_itupdesc, &isnull));
 	return true;
 }
 

@@ -57,7 +57,6 @@ typedef struct MessagePlace
 {
 	int16		priority;
 	TimestampTz due_at;
-	int64		id;
 } MessagePlace;
 
 /* A walk along a queue; opaque to others. */

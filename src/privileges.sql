@@ -18,6 +18,7 @@ BEGIN
 								'@extschema@.idem_message',
 								'@extschema@.idem_message_id',
 								'@extschema@.idem_dead_letter',
+								'@extschema@.idem_breaker',
 								'@extschema@.idem_secret']::pg_catalog.regclass[])
 		   AND a.grantee OPERATOR(pg_catalog.<>) c.relowner
 	LOOP

@@ -38,6 +38,7 @@
 #include "utils/rel.h"
 #include "utils/resowner.h"
 #include "utils/snapmgr.h"
+#include "utils/syscache.h"
 #include "utils/timestamp.h"
 
 #include "args.h"
@@ -84,6 +85,9 @@ static const StoreShape queue_shape =
 	queue_key, lengthof(queue_key), "owner, queue"
 };
 
+/* No delay and no retention is longer, in microseconds. */
+#define QUEUE_MAX_SPAN			(36500 * USECS_PER_DAY)
+
 /* What is remembered of one queue; of no more than so many. */
 #define QUEUE_MAX_REMEMBERED	256
 
@@ -123,6 +127,7 @@ static void queue_read_config(QueueConfig *config);
 static Relation queue_table(LOCKMODE mode);
 static SysScanDesc queue_begin_scan(Relation rel, Snapshot snapshot, Oid owner,
 									const text *name);
+static int64 queue_span(const char *what, const Interval *given);
 static ArrayType *queue_roles(Datum given);
 
 /*
@@ -143,20 +148,31 @@ queue_of_owner(Queue *queue, const text *name, FunctionCallInfo fcinfo,
 			   int owner_arg)
 {
 	Oid			owner = GetUserId();
-	char	   *role = NULL;
 
+	/* it may have been configured anew, and all locks be held already */
+	AcceptInvalidationMessages();
 	if (!PG_ARGISNULL(owner_arg))
-	{
-		role = text_to_cstring(PG_GETARG_TEXT_PP(owner_arg));
-		owner = queue_role(role);
-	}
-	if (!queue_may_use(owner, name))
-		ereport(ERROR,
-				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("permission denied for queue \"%s\" of role \"%s\"",
-						text_to_cstring(name), role),
-				 errhint("Its owner can share it: see idem_configure_queue.")));
+		owner = queue_role(text_to_cstring(PG_GETARG_TEXT_PP(owner_arg)));
+	queue_check(owner, name);
 	queue_use(queue, owner, name);
+}
+
+/* Raises 42501 if the queue is not the current user's to use. */
+void
+queue_check(Oid owner, const text *name)
+{
+	const bool	no_error = true;
+	char	   *role;
+
+	if (queue_may_use(owner, name))
+		return;
+	role = GetUserNameFromId(owner, no_error);
+	ereport(ERROR,
+			(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+			 errmsg("permission denied for queue \"%s\" of role \"%s\"",
+					text_to_cstring(name),
+					role != NULL ? role : psprintf("%u", owner)),
+			 errhint("Its owner can share it: see idem_configure_queue.")));
 }
 
 /* A role by its name; one that is gone by its number, as regrole shows it. */
@@ -168,7 +184,13 @@ queue_role(const char *name)
 
 	if (!OidIsValid(role) && name[0] != '\0' &&
 		strspn(name, "0123456789") == strlen(name))
-		return (Oid) strtoul(name, NULL, 10);
+	{
+		unsigned long long number = strtoull(name, NULL, 10);
+
+		if (number > 0 && number <= OID_MAX &&
+			!SearchSysCacheExists1(AUTHOID, ObjectIdGetDatum((Oid) number)))
+			return (Oid) number;
+	}
 	return OidIsValid(role) ? role : get_role_oid(name, !missing_ok);
 }
 
@@ -462,10 +484,11 @@ queue_begin_scan(Relation rel, Snapshot snapshot, Oid owner, const text *name)
  * settings have it from now on.
  *
  *	max_attempts	after so many a message becomes a dead letter; 0: never
- *	backoff_base	the delay after the first attempt, without jitter; positive
+ *	backoff_base	the delay after the first attempt, without jitter; from 1 ms to
+ *					36500 days, as all spans here
  *	backoff_cap		no delay is longer; not less than the base
  *	jitter			none, full, equal or decorrelated; NULL: full
- *	dead_letter_ttl	how long dead letters are kept, at least 1 ms
+ *	dead_letter_ttl	how long dead letters are kept
  *	shared_with		roles that may use the queue as its owner does
  *	paused			whether idem_dequeue finds nothing
  *
@@ -492,9 +515,9 @@ idem_configure_queue(PG_FUNCTION_ARGS)
 	name = queue_name_argument(fcinfo, 0, "queue");
 	(void) args_max_attempts(fcinfo, 1, 0);
 	if (!PG_ARGISNULL(2))
-		base = backoff_usecs("backoff_base", PG_GETARG_INTERVAL_P(2));
+		base = queue_span("backoff_base", PG_GETARG_INTERVAL_P(2));
 	if (!PG_ARGISNULL(3) &&
-		backoff_usecs("backoff_cap", PG_GETARG_INTERVAL_P(3)) < base)
+		queue_span("backoff_cap", PG_GETARG_INTERVAL_P(3)) < base)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("backoff_cap must not be less than backoff_base"),
@@ -502,7 +525,7 @@ idem_configure_queue(PG_FUNCTION_ARGS)
 	if (!PG_ARGISNULL(4))
 		(void) backoff_jitter(text_to_cstring(PG_GETARG_TEXT_PP(4)));
 	if (!PG_ARGISNULL(5))
-		(void) backoff_usecs("dead_letter_ttl", PG_GETARG_INTERVAL_P(5));
+		(void) queue_span("dead_letter_ttl", PG_GETARG_INTERVAL_P(5));
 	(void) args_flag(fcinfo, 7, "paused",
 					 "Use true to stop the consumers of the queue.");
 
@@ -541,6 +564,20 @@ idem_configure_queue(PG_FUNCTION_ARGS)
 	table_close(rel, NoLock);
 	CommandCounterIncrement();
 	PG_RETURN_VOID();
+}
+
+/* Not so long that the sum of a time and it could be out of range. */
+static int64
+queue_span(const char *what, const Interval *given)
+{
+	int64		usecs = backoff_usecs(what, given);
+
+	if (usecs < 1000 || usecs > QUEUE_MAX_SPAN)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("%s must be from 1 millisecond to 36500 days", what),
+				 errhint("Use an interval such as '1 minute'.")));
+	return usecs;
 }
 
 /* An array of regrole from the names of roles. */

@@ -44,6 +44,7 @@ extern void queue_of_owner(Queue *queue, const text *name,
 						   FunctionCallInfo fcinfo, int owner_arg);
 extern void queue_use(Queue *queue, Oid owner, const text *name);
 extern bool queue_is_named(const Queue *queue, const text *name);
+extern void queue_check(Oid owner, const text *name);
 extern bool queue_may_use(Oid owner, const text *name);
 extern void queue_lock_group(const Queue *queue, const text *group);
 extern TimestampTz queue_letter_expiry(const Queue *queue, TimestampTz from);

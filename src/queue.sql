@@ -38,8 +38,10 @@ COMMENT ON COLUMN @extschema@.idem_queue.shared_with IS
 
 REVOKE ALL ON TABLE @extschema@.idem_queue FROM PUBLIC;
 
+-- But not if it is shared with a role that is gone, whose number may be somebody
+-- else's where the dump is restored.
 SELECT pg_catalog.pg_extension_config_dump('@extschema@.idem_queue',
-	'WHERE EXISTS (SELECT FROM pg_catalog.pg_roles AS r WHERE r.oid OPERATOR(pg_catalog.=) owner)');
+	'WHERE EXISTS (SELECT FROM pg_catalog.pg_roles AS r WHERE r.oid OPERATOR(pg_catalog.=) owner) AND NOT EXISTS (SELECT FROM pg_catalog.unnest(shared_with) AS s (oid) WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_roles AS r WHERE r.oid OPERATOR(pg_catalog.=) s.oid))');
 
 CREATE FUNCTION @extschema@.idem_queue_hash(queue pg_catalog.text)
 RETURNS pg_catalog.int8

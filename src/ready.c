@@ -133,6 +133,17 @@ ready_take(const Queue *queue, int max_messages, const Interval *lease,
 	look.taken = taken;
 	look.max_messages = max_messages;
 	ready_take_or_look(&look);
+
+	/*
+	 * While we were looking others have taken what was due when we began;
+	 * something else may have become so.
+	 */
+	if (look.ntaken == 0 && look.passed_by > READY_CHEAP)
+	{
+		look.now = GetCurrentTimestamp();
+		look.lease_until = args_add(look.now, lease);
+		ready_take_or_look(&look);
+	}
 	*next_due = look.next_due;
 	return look.ntaken;
 }

@@ -57,7 +57,8 @@ static const struct
 	{"idem_queue", &realm.queue_table},
 	{"idem_message", &realm.message_table},
 	{"idem_message_id", &realm.message_sequence},
-	{"idem_dead_letter", &realm.letter_table}
+	{"idem_dead_letter", &realm.letter_table},
+	{"idem_breaker", &realm.breaker_table}
 };
 
 static void realm_load(void);

@@ -21,6 +21,7 @@ typedef struct IdemRealm
 	Oid			message_table;	/* idem_message */
 	Oid			message_sequence;	/* idem_message_id */
 	Oid			letter_table;	/* idem_dead_letter */
+	Oid			breaker_table;	/* idem_breaker */
 	uint8		secret[IDEM_SECRET_LEN];	/* seeds the hash of every key */
 } IdemRealm;
 

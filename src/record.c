@@ -138,6 +138,7 @@ static void record_encode_lease(const IdemLease *lease,
 								Datum *values, bool *isnull);
 static void record_encode(Relation rel, const IdemKey *key,
 						  const IdemRecord *record, StoreRow *row);
+static Oid	record_expire_whose(Relation rel);
 static bool record_lease_keeps(const IdemLease *lease, TimestampTz now);
 static bool record_slot_is_kept(TupleTableSlot *slot, TimestampTz now);
 static int64 record_expire_range(Relation rel, BlockNumber start,
@@ -760,12 +761,9 @@ record_expire(int64 max_rows)
 {
 	Relation	rel = table_open(realm_get()->key_table, NoLock);
 	BlockNumber nblocks = RelationGetNumberOfBlocks(rel);
-	Oid			owner = GetUserId();
+	Oid			owner = record_expire_whose(rel);
 	BlockNumber start;
 	int64		removed = 0;
-
-	if (has_privs_of_role(owner, rel->rd_rel->relowner))
-		owner = InvalidOid;		/* anybody's */
 
 	if (nblocks > 0)
 	{
@@ -784,6 +782,41 @@ record_expire(int64 max_rows)
 	if (removed > 0)
 		CommandCounterIncrement();
 	return removed;
+}
+
+/*
+ * The same in a part of the table: up to max_blocks from *hand on, which goes on to
+ * where the next call is to begin.  *end is set if that is the end of the table, and
+ * beyond it comes the beginning.
+ */
+int64
+record_expire_part(BlockNumber *hand, BlockNumber max_blocks, int64 max_rows,
+				   bool *end)
+{
+	Relation	rel = table_open(realm_get()->key_table, NoLock);
+	BlockNumber nblocks = RelationGetNumberOfBlocks(rel);
+	BlockNumber start = *hand < nblocks ? *hand : 0;
+	int64		removed;
+
+	max_blocks = Min(max_blocks, nblocks - start);
+	removed = record_expire_range(rel, start, max_blocks,
+								  record_expire_whose(rel), max_rows);
+	*hand = removed < max_rows ? start + max_blocks : record_hand;
+	*end = *hand >= nblocks;
+
+	table_close(rel, NoLock);
+	if (removed > 0)
+		CommandCounterIncrement();
+	return removed;
+}
+
+/* Whose records the current user may remove; InvalidOid: anybody's. */
+static Oid
+record_expire_whose(Relation rel)
+{
+	if (has_privs_of_role(GetUserId(), rel->rd_rel->relowner))
+		return InvalidOid;
+	return GetUserId();
 }
 
 /* Is there a lease in the slot that outlasts the expiry? */

@@ -4,43 +4,69 @@
  *	  Memory that all backends of a server share: the one place that asks for it.
  *
  * Before PostgreSQL 17 there is some only if the library is preloaded
- * (shared_preload_libraries); from 17 on whoever needs it first makes it, through
- * the registry of dynamic shared memory.  Nothing that must be right may depend on
+ * (shared_preload_libraries); from 17 on whoever needs it first makes it, in a
+ * transaction, through the registry of dynamic shared memory.  Nothing that must be right may depend on
  * it: shmem_get() returns NULL where there is none.
  *
- * What is in it is made of atomics, so it is never left half changed, whoever is
- * killed.
+ * It is one piece, in which each room has a part.  The rooms reserve theirs when the
+ * library is loaded, in the same order in every process.
  *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
 
+#include "access/xact.h"
 #include "miscadmin.h"
 #include "storage/ipc.h"
+#include "storage/lwlock.h"
 #include "storage/shmem.h"
+#include "utils/memutils.h"
+#include "utils/resowner.h"
 
 #include "compat.h"
 #include "shmem.h"
 
-#define SHMEM_NAME	"idempotency"
+#define SHMEM_NAME		"idempotency"
+#define SHMEM_MAX_PARTS	4
 
-static IdemShared *shmem_shared = NULL;
+static ShmemPart *shmem_parts[SHMEM_MAX_PARTS];
+static int	shmem_nparts = 0;
+static char *shmem_base = NULL;
 
+#ifdef IDEM_HAVE_DSM_REGISTRY
+static bool shmem_failed = false;
+
+static void shmem_attach(void);
+#endif
+
+/* To be called by each room that has a part, before shmem_init(). */
+void
+shmem_reserve(ShmemPart *part)
+{
+	if (shmem_nparts == SHMEM_MAX_PARTS)
+		elog(ERROR, "too many parts of shared memory");
+	shmem_parts[shmem_nparts++] = part;
+}
+
+/* Of all parts; each begins on a cache line of its own. */
 static Size
 shmem_size(void)
 {
-	return add_size(offsetof(IdemShared, waiting),
-					mul_size(MaxBackends, sizeof(pg_atomic_uint64)));
+	Size		size = 0;
+
+	for (int i = 0; i < shmem_nparts; i++)
+	{
+		shmem_parts[i]->offset = size;
+		size = add_size(size, CACHELINEALIGN(shmem_parts[i]->size()));
+	}
+	return size;
 }
 
 static void
 shmem_fill(void *place)
 {
-	IdemShared *shared = place;
-
-	pg_atomic_init_u32(&shared->nwaiting, 0);
-	for (int i = 0; i < MaxBackends; i++)
-		pg_atomic_init_u64(&shared->waiting[i], 0);
+	for (int i = 0; i < shmem_nparts; i++)
+		shmem_parts[i]->fill((char *) place + shmem_parts[i]->offset);
 }
 
 #ifdef IDEM_HAVE_DSM_REGISTRY
@@ -50,15 +76,68 @@ shmem_init(void)
 {
 }
 
-IdemShared *
-shmem_get(void)
+/* NULL if it is not to be had. */
+void *
+shmem_get(const ShmemPart *part)
 {
+	if (unlikely(shmem_base == NULL) && !shmem_failed && IsTransactionState())
+		shmem_attach();
+	return shmem_base == NULL ? NULL : shmem_base + part->offset;
+}
+
+/*
+ * The name is that of this build: another one, which was installed meanwhile, has
+ * another piece.
+ */
+static pg_noinline char *
+shmem_open(void)
+{
+	Size		size = shmem_size();
+	char		name[NAMEDATALEN];
 	bool		found;
 
-	if (shmem_shared == NULL)
-		shmem_shared = GetNamedDSMSegment(SHMEM_NAME, shmem_size(), shmem_fill,
-										  &found);
-	return shmem_shared;
+	snprintf(name, sizeof(name), "%s %s %zu", SHMEM_NAME, IDEM_VERSION, size);
+	return GetNamedDSMSegment(name, size, shmem_fill, &found);
+}
+
+/*
+ * Once in a session.
+ *
+ * There may be no memory left, or no place in the registry.  That must not keep
+ * anybody from claiming keys, so it is caught; it is in the server log.
+ */
+static void
+shmem_attach(void)
+{
+	MemoryContext context = CurrentMemoryContext;
+	ResourceOwner owner = CurrentResourceOwner;
+
+	shmem_failed = true;
+	BeginInternalSubTransaction(NULL);
+	MemoryContextSwitchTo(context);
+	PG_TRY();
+	{
+		shmem_base = shmem_open();
+		shmem_failed = false;
+		ReleaseCurrentSubTransaction();
+	}
+	PG_CATCH();
+	{
+		ErrorData  *error;
+
+		MemoryContextSwitchTo(context);
+		error = CopyErrorData();
+		FlushErrorState();
+		RollbackAndReleaseCurrentSubTransaction();
+		ereport(LOG,
+				(errcode(error->sqlerrcode),
+				 errmsg("could not get shared memory: %s", error->message),
+				 errdetail("This session does without.")));
+		FreeErrorData(error);
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(context);
+	CurrentResourceOwner = owner;
 }
 
 #else
@@ -77,15 +156,16 @@ shmem_request(void)
 static void
 shmem_startup(void)
 {
+	Size		size = shmem_size();
 	bool		found;
 
 	if (shmem_next_startup != NULL)
 		shmem_next_startup();
 
 	LWLockAcquire(AddinShmemInitLock, LW_EXCLUSIVE);
-	shmem_shared = ShmemInitStruct(SHMEM_NAME, shmem_size(), &found);
+	shmem_base = ShmemInitStruct(SHMEM_NAME, size, &found);
 	if (!found)
-		shmem_fill(shmem_shared);
+		shmem_fill(shmem_base);
 	LWLockRelease(AddinShmemInitLock);
 }
 
@@ -103,10 +183,10 @@ shmem_init(void)
 }
 
 /* NULL if the library was not preloaded. */
-IdemShared *
-shmem_get(void)
+void *
+shmem_get(const ShmemPart *part)
 {
-	return shmem_shared;
+	return shmem_base == NULL ? NULL : shmem_base + part->offset;
 }
 
 #endif							/* IDEM_HAVE_DSM_REGISTRY */

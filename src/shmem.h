@@ -10,16 +10,16 @@
 
 #include "postgres.h"
 
-#include "port/atomics.h"
-
-typedef struct IdemShared
+/* What a room keeps there.  Its size is asked for once MaxBackends is known. */
+typedef struct ShmemPart
 {
-	/* For which queue each backend waits (see wake.c), 0 for none. */
-	pg_atomic_uint32 nwaiting;
-	pg_atomic_uint64 waiting[FLEXIBLE_ARRAY_MEMBER];
-} IdemShared;
+	Size		(*size) (void);
+	void		(*fill) (void *place);
+	Size		offset;			/* set by shmem.c */
+} ShmemPart;
 
+extern void shmem_reserve(ShmemPart *part);
 extern void shmem_init(void);
-extern IdemShared *shmem_get(void);
+extern void *shmem_get(const ShmemPart *part);
 
 #endif							/* IDEM_SHMEM_H */

@@ -16,12 +16,15 @@
 #include "utils/timestamp.h"
 
 #include "compat.h"
+#include "counter.h"
 #include "lease.h"
 #include "pending.h"
 #include "record.h"
 
 PG_FUNCTION_INFO_V1(idem_own_claims);
 PG_FUNCTION_INFO_V1(idem_leases);
+PG_FUNCTION_INFO_V1(idem_counters);
+PG_FUNCTION_INFO_V1(idem_stats_reset);
 
 /* Text from a string that is not null-terminated. */
 static Datum
@@ -122,4 +125,51 @@ idem_leases(PG_FUNCTION_ARGS)
 	InitMaterializedSRF(fcinfo, 0);
 	record_visit_leases(stats_put_lease, fcinfo->resultinfo);
 	return (Datum) 0;
+}
+
+/*
+ * idem_counters() -> setof (claimed bigint, ..., wait_time interval, ...,
+ *							  stats_reset timestamptz)
+ *
+ * What was counted in this database, in one row; none if nothing is counted, for want
+ * of shared memory or because the server has more than 128 databases that use us.
+ */
+Datum
+idem_counters(PG_FUNCTION_ARGS)
+{
+	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
+	uint64		counts[COUNTERS];
+	Interval	wait_time = {0};
+	TimestampTz since;
+	Datum		values[COUNTERS + 1];
+	bool		isnull[COUNTERS + 1] = {false};
+
+	InitMaterializedSRF(fcinfo, 0);
+	if (!counter_read(counts, &since))
+		return (Datum) 0;
+
+	for (int c = 0; c < COUNTERS; c++)
+		values[c] = Int64GetDatum((int64) counts[c]);
+	wait_time.time = (int64) counts[COUNTER_WAIT_USECS];
+	values[COUNTER_WAIT_USECS] = IntervalPGetDatum(&wait_time);
+	values[COUNTERS] = TimestampTzGetDatum(since);
+	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, isnull);
+	return (Datum) 0;
+}
+
+/*
+ * idem_stats_reset() -> void
+ *
+ * Begins to count anew in this database, at once.  Raises 55000 if nothing is
+ * counted.
+ */
+Datum
+idem_stats_reset(PG_FUNCTION_ARGS)
+{
+	if (!counter_reset())
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("nothing is counted without shared memory"),
+				 errhint("Add \"idempotency\" to shared_preload_libraries and restart the server.")));
+	PG_RETURN_VOID();
 }

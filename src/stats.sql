@@ -112,3 +112,98 @@ COMMENT ON COLUMN @extschema@.idem_in_flight.overdue IS
 
 GRANT SELECT ON @extschema@.idem_in_flight TO PUBLIC;
 
+/*
+ * Numbers only, which tell nobody's keys: everybody may see them.
+ */
+CREATE FUNCTION @extschema@.idem_counters(
+	OUT claimed pg_catalog.int8,
+	OUT replayed pg_catalog.int8,
+	OUT in_progress pg_catalog.int8,
+	OUT mismatch pg_catalog.int8,
+	OUT retry_later pg_catalog.int8,
+	OUT failed pg_catalog.int8,
+	OUT held pg_catalog.int8,
+	OUT waits pg_catalog.int8,
+	OUT wait_time pg_catalog.interval,
+	OUT taken_over pg_catalog.int8,
+	OUT stale pg_catalog.int8,
+	OUT finishes pg_catalog.int8,
+	OUT failures pg_catalog.int8,
+	OUT expired pg_catalog.int8,
+	OUT enqueued pg_catalog.int8,
+	OUT duplicates pg_catalog.int8,
+	OUT dequeued pg_catalog.int8,
+	OUT acked pg_catalog.int8,
+	OUT nacked pg_catalog.int8,
+	OUT dead pg_catalog.int8,
+	OUT redriven pg_catalog.int8,
+	OUT stats_reset pg_catalog.timestamptz)
+RETURNS SETOF pg_catalog.record
+AS 'MODULE_PATHNAME', 'idem_counters'
+LANGUAGE C VOLATILE PARALLEL RESTRICTED ROWS 1;
+
+COMMENT ON FUNCTION @extschema@.idem_counters() IS
+'What was counted in this database; better read through the view idem_stats.';
+
+CREATE VIEW @extschema@.idem_stats WITH (security_barrier) AS
+SELECT * FROM @extschema@.idem_counters();
+
+COMMENT ON VIEW @extschema@.idem_stats IS
+'What has happened in this database since the server was started or idem_stats_reset was called; no row if there is no shared memory to count in.';
+COMMENT ON COLUMN @extschema@.idem_stats.claimed IS
+'Claims that were answered claimed.';
+COMMENT ON COLUMN @extschema@.idem_stats.replayed IS
+'Claims that were answered replayed.';
+COMMENT ON COLUMN @extschema@.idem_stats.in_progress IS
+'Claims that were answered in_progress: busy.';
+COMMENT ON COLUMN @extschema@.idem_stats.mismatch IS
+'Claims that were answered mismatch: the key came with another request.';
+COMMENT ON COLUMN @extschema@.idem_stats.retry_later IS
+'Claims that were answered retry_later.';
+COMMENT ON COLUMN @extschema@.idem_stats.failed IS
+'Claims that were answered failed.';
+COMMENT ON COLUMN @extschema@.idem_stats.held IS
+'Claims that were answered held.';
+COMMENT ON COLUMN @extschema@.idem_stats.waits IS
+'How often a claim has waited for somebody else.';
+COMMENT ON COLUMN @extschema@.idem_stats.wait_time IS
+'For how long claims have waited, in all.';
+COMMENT ON COLUMN @extschema@.idem_stats.taken_over IS
+'Leases of keys that ran out and were claimed by somebody else.';
+COMMENT ON COLUMN @extschema@.idem_stats.stale IS
+'Calls that came with a token that was not valid any more: ID003.';
+COMMENT ON COLUMN @extschema@.idem_stats.finishes IS
+'Keys that were finished.';
+COMMENT ON COLUMN @extschema@.idem_stats.failures IS
+'Keys that idem_fail has recorded as failed.';
+COMMENT ON COLUMN @extschema@.idem_stats.expired IS
+'Records and dead letters that were removed after they had expired.';
+COMMENT ON COLUMN @extschema@.idem_stats.enqueued IS
+'Messages that were enqueued.';
+COMMENT ON COLUMN @extschema@.idem_stats.duplicates IS
+'Messages that were not, since their key had come before.';
+COMMENT ON COLUMN @extschema@.idem_stats.dequeued IS
+'Messages that were taken.';
+COMMENT ON COLUMN @extschema@.idem_stats.acked IS
+'Messages that were done.';
+COMMENT ON COLUMN @extschema@.idem_stats.nacked IS
+'Messages that were given back.';
+COMMENT ON COLUMN @extschema@.idem_stats.dead IS
+'Messages that became dead letters.';
+COMMENT ON COLUMN @extschema@.idem_stats.redriven IS
+'Dead letters that were put back.';
+COMMENT ON COLUMN @extschema@.idem_stats.stats_reset IS
+'Since when it is counted.';
+
+GRANT SELECT ON @extschema@.idem_stats TO PUBLIC;
+
+CREATE FUNCTION @extschema@.idem_stats_reset()
+RETURNS pg_catalog.void
+AS 'MODULE_PATHNAME', 'idem_stats_reset'
+LANGUAGE C VOLATILE PARALLEL UNSAFE;
+
+COMMENT ON FUNCTION @extschema@.idem_stats_reset() IS
+'Begin to count anew in this database. For whoever was granted EXECUTE.';
+
+REVOKE EXECUTE ON FUNCTION @extschema@.idem_stats_reset() FROM PUBLIC;
+

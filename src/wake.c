@@ -23,6 +23,7 @@
 #include "access/xact.h"
 #include "common/hashfn.h"
 #include "miscadmin.h"
+#include "port/atomics.h"
 #include "storage/latch.h"
 #include "storage/proc.h"
 
@@ -33,17 +34,46 @@
 /* Queues that a transaction has put something into; more are too many to tell. */
 #define WAKE_MAX_QUEUES		16
 
+/* For which queue each backend waits, 0 for none. */
+typedef struct WakeShared
+{
+	pg_atomic_uint32 nwaiting;
+	pg_atomic_uint64 waiting[FLEXIBLE_ARRAY_MEMBER];
+} WakeShared;
+
 static uint64 wake_queues[WAKE_MAX_QUEUES];
 static int	wake_nqueues = 0;	/* WAKE_MAX_QUEUES + 1: all of them */
 
+static Size wake_shared_size(void);
+static void wake_shared_fill(void *place);
 static void wake_xact_callback(XactEvent event, void *arg);
-static void wake_all(const IdemShared *shared);
+static void wake_all(WakeShared *shared);
+
+static ShmemPart wake_part = {wake_shared_size, wake_shared_fill, 0};
 
 /* Once, when the library is loaded. */
 void
 wake_init(void)
 {
+	shmem_reserve(&wake_part);
 	RegisterXactCallback(wake_xact_callback, NULL);
+}
+
+static Size
+wake_shared_size(void)
+{
+	return add_size(offsetof(WakeShared, waiting),
+					mul_size(MaxBackends, sizeof(pg_atomic_uint64)));
+}
+
+static void
+wake_shared_fill(void *place)
+{
+	WakeShared *shared = place;
+
+	pg_atomic_init_u32(&shared->nwaiting, 0);
+	for (int i = 0; i < MaxBackends; i++)
+		pg_atomic_init_u64(&shared->waiting[i], 0);
 }
 
 /* The name of a queue in the slots: never 0. */
@@ -85,7 +115,7 @@ wake_xact_callback(XactEvent event, void *arg)
 		return;
 	if (event == XACT_EVENT_COMMIT)
 	{
-		const IdemShared *shared = shmem_get();
+		WakeShared *shared = shmem_get(&wake_part);
 
 		if (shared != NULL)
 			wake_all(shared);
@@ -97,18 +127,16 @@ wake_xact_callback(XactEvent event, void *arg)
 
 /* Everybody who waits for one of the queues; the transaction is over. */
 static void
-wake_all(const IdemShared *shared)
+wake_all(WakeShared *shared)
 {
-	IdemShared *mutable = unconstify(IdemShared *, shared);
-
 	/* after our commit has become visible, before we look who waits */
 	pg_memory_barrier();
-	if (pg_atomic_read_u32(&mutable->nwaiting) == 0)
+	if (pg_atomic_read_u32(&shared->nwaiting) == 0)
 		return;
 
 	for (int backend = 0; backend < MaxBackends; backend++)
 	{
-		uint64		hash = pg_atomic_read_u64(&mutable->waiting[backend]);
+		uint64		hash = pg_atomic_read_u64(&shared->waiting[backend]);
 		bool		meant = wake_nqueues > WAKE_MAX_QUEUES;
 
 		for (int i = 0; hash != 0 && !meant && i < wake_nqueues; i++)
@@ -126,7 +154,7 @@ wake_all(const IdemShared *shared)
 void
 wake_me_for(const Queue *queue)
 {
-	IdemShared *shared = shmem_get();
+	WakeShared *shared = shmem_get(&wake_part);
 
 	if (shared == NULL)
 		return;
@@ -138,7 +166,7 @@ wake_me_for(const Queue *queue)
 void
 wake_me_no_more(void)
 {
-	IdemShared *shared = shmem_get();
+	WakeShared *shared = shmem_get(&wake_part);
 
 	if (shared == NULL)
 		return;

@@ -11,7 +11,7 @@ from collections import namedtuple
 REFERENCE = pathlib.Path(__file__).parents[2] / 'doc' / 'reference.md'
 
 Argument = namedtuple('Argument', 'name type optional oid send')
-Function = namedtuple('Function', 'name schema arguments returns retset errors')
+Function = namedtuple('Function', 'name schema arguments returns retset errors procedure')
 
 FUNCTIONS = """
     SELECT p.proname, p.pronamespace::pg_catalog.regnamespace::text,
@@ -20,7 +20,8 @@ FUNCTIONS = """
            p.proargtypes::oid[], ARRAY(SELECT a.typsend::pg_catalog.regproc::text
                                          FROM pg_catalog.unnest(p.proargtypes) WITH ORDINALITY AS t(oid, n)
                                          JOIN pg_catalog.pg_type AS a ON a.oid = t.oid ORDER BY t.n),
-           p.pronargdefaults, pg_catalog.format_type(p.prorettype, NULL), p.proretset
+           p.pronargdefaults, pg_catalog.format_type(p.prorettype, NULL), p.proretset,
+           p.prokind = 'p'
       FROM pg_catalog.pg_depend AS d
       JOIN pg_catalog.pg_extension AS e
         ON d.refclassid = 'pg_catalog.pg_extension'::pg_catalog.regclass AND d.refobjid = e.oid
@@ -30,7 +31,11 @@ FUNCTIONS = """
      ORDER BY p.proname"""
 
 RELATIONS = """
-    SELECT c.oid::pg_catalog.regclass::text, c.relkind, c.relhasindex
+    SELECT c.oid::pg_catalog.regclass::text, c.relkind, c.relhasindex,
+           -- one that is written again, if there is one
+           (SELECT a.attname::text FROM pg_catalog.pg_attribute AS a
+             WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+             ORDER BY a.atttypid <> 'timestamptz'::pg_catalog.regtype, a.attnum DESC LIMIT 1)
       FROM pg_catalog.pg_depend AS d
       JOIN pg_catalog.pg_extension AS e
         ON d.refclassid = 'pg_catalog.pg_extension'::pg_catalog.regclass AND d.refobjid = e.oid
@@ -87,23 +92,24 @@ class Catalog:
         self.words = reference.words
         cursor.execute(FUNCTIONS)
         self.functions = []
-        for name, schema, names, types, oids, sends, defaults, returns, retset in cursor:
+        for name, schema, names, types, oids, sends, defaults, returns, retset, procedure in cursor:
             required = len(types) - defaults
             arguments = tuple(Argument(names[i] if names else '', types[i], i >= required, oids[i], sends[i])
                               for i in range(len(types)))
             self.functions.append(Function(name, schema, arguments, returns, retset,
-                                           reference.errors(name)))
+                                           reference.errors(name), procedure))
         cursor.execute(RELATIONS)
         relations = cursor.fetchall()
-        self.views = [name for name, kind, _ in relations if kind == 'v']
-        self.tables = [name for name, kind, _ in relations if kind == 'r']
-        self.indexed = [name for name, _, indexed in relations if indexed]
+        self.views = [name for name, kind, *_ in relations if kind == 'v']
+        self.tables = [name for name, kind, *_ in relations if kind == 'r']
+        self.indexed = [(name, column) for name, _, indexed, column in relations if indexed]
         cursor.execute(SETTINGS)
         self.settings = cursor.fetchall()
-        # Those who hand out claims come more often, since the others need one; and so do
-        # those who need one, since they often have none.
-        self.openers = [f for f in self.functions if takes(f, 'takeover', 'command')]
-        self.weights = [3 if f in self.openers else 2 if takes(f, 'token', 'tokens', 'step', 'reopen') else 1
+        # Those who hand out claims, or messages, come more often, since the others need one;
+        # so do those who make messages, and those who need one, since they often have none.
+        self.openers = [f for f in self.functions
+                        if takes(f, 'takeover', 'command') or takes(f, 'lease') and f.retset]
+        self.weights = [3 if f in self.openers or takes(f, 'payload', 'payloads') else 2 if takes(f, 'token', 'tokens', 'step', 'reopen') else 1
                         for f in self.functions]
 
 

@@ -271,6 +271,8 @@ class Run:
             f'SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {victim}',
             'VACUUM idem.idem_key', 'VACUUM (FREEZE) idem.idem_step', 'VACUUM FULL idem.idem_step',
             'REINDEX TABLE CONCURRENTLY idem.idem_key', 'ANALYZE idem.idem_key', 'CHECKPOINT',
+            'VACUUM idem.idem_message', 'VACUUM FULL idem.idem_message', 'VACUUM idem.idem_dead_letter',
+            'REINDEX TABLE CONCURRENTLY idem.idem_message', 'SELECT * FROM idem.idem_queues',
             'SELECT pg_reload_conf()', 'SELECT * FROM idem.idem_in_flight', 'SELECT idem.idem_expire()'))
         if self.unsettled and rng.random() < 0.3:
             sql = rng.choice(('DROP EXTENSION idempotency CASCADE', 'DROP SCHEMA idem CASCADE',

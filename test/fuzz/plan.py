@@ -9,6 +9,7 @@ in later.
 import random
 from dataclasses import dataclass
 
+from catalog import takes
 from hostile import COMMANDS, REQUEST, SETTINGS, STATEMENTS, UNSURE
 from values import BIRD, NULL, TOKEN, Place, Value, draw, quote
 
@@ -26,6 +27,15 @@ ANYWHERE = {
     '55P03': 'lock_timeout',
     '57014': 'statement_timeout, or cancelled',
     '57P01': 'terminated',
+}
+# Queues, few of each kind: those who enqueue and those who dequeue shall meet.
+QUEUES = {
+    'queue': ['mail', 'mail', 'ship'],
+    'source': ['bank'],
+    'message_id': ['evt-1', 'evt-2'],
+    'message_group': ['account-1', 'account-2'],
+    'owner': ['alice'],
+    'shared_with': ['bob', 'watcher'],
 }
 # Of what follows a BEGIN or a SAVEPOINT that has failed.
 ASTRAY = frozenset({'25P01', '3B001'})
@@ -229,12 +239,12 @@ class Planner:
                                      f'DROP TABLE {table}', f'LOCK TABLE {table}')),
                          errors=frozenset({'42501', '25P01', '25006'}), must_fail=True)]
         if luck < 0.08 and self.superuser:
-            table = rng.choice(self.catalog.indexed)
+            table, column = rng.choice(self.catalog.indexed)
             name = table.split('.')[-1]
             return [Step(rng.choice((
                 f'CLUSTER {table} USING {name}_pkey', f'REINDEX TABLE {table}', f'ANALYZE {table}',
-                f'TRUNCATE {", ".join(self.catalog.indexed)}', f'LOCK TABLE {table}', f'VACUUM FULL {table}',
-                f'CREATE INDEX IF NOT EXISTS {name}_fuzz ON {table} (finished_at)',
+                f'TRUNCATE {", ".join(name for name, _ in self.catalog.indexed)}', f'LOCK TABLE {table}', f'VACUUM FULL {table}',
+                f'CREATE INDEX IF NOT EXISTS {name}_fuzz ON {table} ({column})',
                 f'DROP INDEX IF EXISTS idem.{name}_fuzz', f'ALTER TABLE {table} SET (fillfactor = 50)')),
                 errors=frozenset({'25001', '25006', '25P01', '55006'}))]
         if luck < 0.06:
@@ -255,10 +265,11 @@ class Planner:
         key = self.key if rng.random() < 0.85 else rng.choice(self.keys)
         scope = self.scope
         pools = {'key': [key], 'scope': [scope], 'step': ['charge', 'mail'], 'holder': ['me', 'you'],
-                 'param': ['1', 'x']}
-        length = rng.choice((1, 1, 2, 3, 4)) if hostility else len(self.batch)
+                 'param': ['1', 'x'], **QUEUES}
+        of_message = takes(function, 'id', 'ids') and takes(function, 'token', 'tokens')
+        length = rng.choice((1, 1, 2, 3, 4)) if hostility else 1 if of_message else len(self.batch)
         commands = [self.command(depth)] if any(a.name == 'command' for a in function.arguments) else []
-        place = Place(key, scope, pools, self.catalog.words, commands, hostility, length)
+        place = Place(key, scope, pools, self.catalog.words, commands, hostility, length, of_message)
         arguments, values, errors, named = [], [], set(), False
         positional = rng.random() < 0.3
         for argument in function.arguments:
@@ -272,9 +283,9 @@ class Planner:
                     continue
             if argument.name == 'keys' and not hostility:
                 found = Value(f"ARRAY[{', '.join(map(quote, self.batch))}]::text[]")
-            elif argument.name == 'tokens' and not hostility and rng.random() < 0.5:
+            elif argument.name == 'tokens' and not hostility and not of_message and rng.random() < 0.5:
                 found = NULL
-            elif argument.name == 'tokens' and not hostility:
+            elif argument.name == 'tokens' and not hostility and not of_message:
                 found = Value(f"ARRAY[{', '.join(TOKEN.format(k, scope) for k in self.batch)}]::bigint[]")
             elif argument.name == 'params' and commands and rng.random() < 0.9:
                 # as many as the command has
@@ -316,6 +327,9 @@ class Planner:
     def context(self, call, block):
         """The steps of a call somewhere in SQL."""
         self.number += 1
+        if call.function.procedure:
+            return [Step(f'CALL {call.sql}', call.function, call.errors, key=call.place.key,
+                         scope=call.place.scope, sure=True)]
         place = Context(self.rng, call, f't{self.number}', block)
         place.fill()
         if self.serializable:           # SSI

@@ -184,7 +184,10 @@ class Session:
             for name in ('outcome', 'state'):
                 if isinstance(answer.get(name), str):
                     self.outcomes[answer[name]] += 1
-            if answer.get('token') is not None:
+            if answer.get('token') is not None and answer.get('id') is not None:
+                self.tokens['id', 'message'] = answer['id']
+                self.tokens['token', 'message'] = answer['token']
+            elif answer.get('token') is not None:
                 key = answer.get('key', step.key)
                 self.tokens[key, step.scope] = answer['token']
 

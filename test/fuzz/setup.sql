@@ -102,6 +102,9 @@ SELECT format('CREATE FUNCTION trap.%s RETURNS %s LANGUAGE sql AS ''SELECT trap.
 \gexec
 CREATE TABLE trap.idem_key ();
 CREATE TABLE trap.idem_step ();
+CREATE TABLE trap.idem_message ();
+CREATE TABLE trap.idem_dead_letter ();
+CREATE TABLE trap.idem_queue ();
 CREATE TABLE trap.idem_secret ();
 CREATE TABLE trap.pg_locks ();
 CREATE TABLE trap.pg_extension ();

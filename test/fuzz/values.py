@@ -16,6 +16,10 @@ CANARY = 'canary'
 BIRD = "'can' || 'ary'"
 
 TOKEN = '\x01{}/{}\x01'                 # to be replaced by the token last seen for key and scope
+MESSAGE = {                             # the same for the message last taken
+    'id': TOKEN.format('id', 'message'),
+    'token': TOKEN.format('token', 'message'),
+}
 
 
 def quote(text):
@@ -44,6 +48,8 @@ def draw(rng, argument, place):
         return value(quote(rng.choice(place.pools[name])))
     if name == 'command':
         return value(quote(rng.choice(place.commands)))
+    if kind == 'bigint' and place.of_message and name in MESSAGE and (not hostile or rng.random() < 0.5):
+        return value(MESSAGE[name])
     if kind == 'bigint' and name.startswith('token') and (not hostile or rng.random() < 0.5):
         return value(TOKEN.format(place.key, place.scope)) if rng.random() < 0.7 else value('NULL')
     if not hostile and name in place.words and kind == 'text':
@@ -58,7 +64,7 @@ def draw(rng, argument, place):
 class Place:
     """Where values are to go."""
 
-    def __init__(self, key, scope, pools, words, commands, hostility, length):
+    def __init__(self, key, scope, pools, words, commands, hostility, length, of_message=False):
         self.key = key
         self.scope = scope
         self.pools = pools              # name of argument -> values
@@ -66,6 +72,7 @@ class Place:
         self.commands = commands
         self.hostility = hostility
         self.length = length            # of arrays: those of one call are to go together
+        self.of_message = of_message    # ids and tokens are those of messages
 
 
 def array(rng, argument, place, hostile):

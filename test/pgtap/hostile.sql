@@ -8,7 +8,7 @@ SET LOCAL client_min_messages = warning;
 CREATE EXTENSION IF NOT EXISTS pgtap;
 CREATE SCHEMA evil;
 
-SELECT plan(68);
+SELECT plan(103);
 
 -- Whatever is called raises, so that it shows.
 
@@ -25,12 +25,14 @@ SELECT format('CREATE OPERATOR evil.%s (FUNCTION = evil.trap, LEFTARG = %s, RIGH
   FROM (SELECT unnest(ARRAY['text', 'oid', 'regrole', 'regclass', 'name', 'int4', 'int8', 'uuid',
 			'jsonb', 'bytea', 'interval', 'timestamptz', 'bool', 'xid', '"char"'])) AS t(a),
 	   LATERAL (SELECT a UNION SELECT 'int4' UNION SELECT 'oid') AS u(b),
-	   unnest(ARRAY['=', '<>', '<', '>', '<=', '>=', '||', '+', '-']) AS o
+	   unnest(ARRAY['=', '<>', '<', '>', '<=', '>=', '||', '+', '-', '->']) AS o
 \gexec
 SELECT format('CREATE FUNCTION evil.%s RETURNS %s LANGUAGE sql AS ''SELECT evil.trap()::pg_catalog.%2$s''', f, r)
   FROM (VALUES
 	('pg_backend_pid()', 'int4'), ('current_database()', 'name'),
-	('pg_has_role(name, text)', 'bool'), ('gen_random_uuid()', 'uuid'),
+	('pg_has_role(name, text)', 'bool'), ('pg_has_role(regrole, text)', 'bool'),
+	('unnest(regrole[])', 'regrole'), ('nextval(regclass)', 'int8'),
+	('gen_random_uuid()', 'uuid'),
 	('format(text, regclass, text)', 'text'), ('format(text, text, text)', 'text'),
 	('aclexplode(aclitem[])', 'bool'), ('clock_timestamp()', 'timestamptz'),
 	('now()', 'timestamptz'),
@@ -42,6 +44,8 @@ SELECT format('CREATE FUNCTION evil.%s RETURNS %s LANGUAGE sql AS ''SELECT evil.
 	('current_setting(text)', 'text'), ('current_setting(text, bool)', 'text'),
 	('jsonb_build_object()', 'jsonb'),
 	('idem_claim(text)', 'text'), ('idem_finish(text)', 'text'),
+	('idem_enqueue(text, jsonb)', 'int8'), ('idem_dequeue(text)', 'int8'),
+	('idem_ack(int8)', 'bool'),
 	('idem_helper(text)', 'text')) AS v(f, r)
 \gexec
 SELECT format('CREATE DOMAIN evil.%I AS int4', t)
@@ -76,6 +80,8 @@ SELECT is(public.sqlstate_of('CREATE EXTENSION idempotency SCHEMA evil'), '00000
 	'CREATE EXTENSION in a schema full of traps calls none of them');
 SELECT is(public.sqlstate_of('SELECT * FROM evil.idem_in_flight'), '00000',
 	'nor does the view there');
+SELECT is(public.sqlstate_of('SELECT * FROM evil.' || v), '00000', 'nor does ' || v)
+  FROM unnest('{idem_queues,idem_messages,idem_dead_letters}'::text[]) AS v;
 DROP EXTENSION IF EXISTS idempotency;
 
 CREATE FUNCTION evil.idem_release(key text, scope text, token bigint) RETURNS void
@@ -94,6 +100,12 @@ CREATE SCHEMA idem;
 CREATE TABLE evil.idem_key (key text);
 CREATE TABLE evil.idem_step (generation int8, step text);
 CREATE TABLE evil.idem_secret (secret uuid);
+CREATE TABLE evil.idem_queue (owner regrole, queue text, paused bool, shared_with regrole[]);
+CREATE TABLE evil.idem_message (id int8, owner regrole, queue text, payload jsonb);
+CREATE TABLE evil.idem_dead_letter (id int8, owner regrole, queue text, payload jsonb);
+CREATE TABLE evil.idem_messages (LIKE evil.idem_message);
+CREATE TABLE evil.idem_dead_letters (LIKE evil.idem_dead_letter);
+CREATE SEQUENCE evil.idem_message_id START 1000;
 SET LOCAL search_path = evil, pg_catalog, public;
 CREATE EXTENSION idempotency SCHEMA idem;
 
@@ -151,6 +163,39 @@ INSERT INTO pg_temp.answer SELECT 'http otherwise', pg_catalog.jsonb_out(pg_cata
 UPDATE idem.idem_key SET expires_at = 'epoch';
 INSERT INTO pg_temp.answer SELECT 'expired', pg_catalog.int8out(idem.idem_expire())::pg_catalog.text;
 INSERT INTO pg_temp.answer SELECT 'forgotten', pg_catalog.boolout(idem.idem_forget('k', 's'))::pg_catalog.text;
+SELECT idem.idem_configure_queue('q', 2, '1 day', '1 month', 'none', '1 month', '{pg_monitor}') \g /dev/null
+INSERT INTO pg_temp.answer SELECT 'enqueue', pg_catalog.int8out(idem.idem_enqueue('q', '{"a": 1}', 'k', headers => '{"b": 2.50}', message_group => 'g'))::pg_catalog.text;
+INSERT INTO pg_temp.answer SELECT 'enqueue again', pg_catalog.int8out(idem.idem_enqueue('q', '{"a": 2}', 'k'))::pg_catalog.text;
+INSERT INTO pg_temp.answer SELECT pg_catalog.concat('enqueue many ', id), pg_catalog.boolout(duplicate)::pg_catalog.text
+  FROM idem.idem_enqueue_many('q', '{3,4}', '{k,l}', priority => 1);
+INSERT INTO pg_temp.answer SELECT 'receive', pg_catalog.int8out(id)::pg_catalog.text
+  FROM idem.idem_receive('s', '1', '5', 'q', message_group => 'g');
+INSERT INTO pg_temp.answer SELECT 'receive again', pg_catalog.boolout(duplicate)::pg_catalog.text
+  FROM idem.idem_receive('s', '1', '5', 'q');
+CREATE TABLE public.taken AS SELECT * FROM idem.idem_dequeue('q', 10, '1 day', '1 second');
+INSERT INTO pg_temp.answer SELECT pg_catalog.concat('dequeue ', id), pg_catalog.concat(key, ' ', pg_catalog.jsonb_out(payload))
+  FROM public.taken;
+INSERT INTO pg_temp.answer SELECT 'downstream key', pg_catalog.uuid_out(downstream_key)::pg_catalog.text
+  FROM public.taken WHERE pg_catalog.int8eq(id, 1);
+INSERT INTO pg_temp.answer SELECT pg_catalog.concat('view ', id), state
+  FROM idem.idem_messages;
+INSERT INTO pg_temp.answer SELECT 'extended', pg_catalog.boolout(pg_catalog.timestamptz_gt(idem.idem_extend(id, token, '1 month'), lease_until))::pg_catalog.text
+  FROM public.taken WHERE pg_catalog.int8eq(id, 1);
+INSERT INTO pg_temp.answer SELECT 'nack', pg_catalog.boolout(pg_catalog.timestamptz_gt(idem.idem_nack(id, token, '"down"'), pg_catalog.clock_timestamp()))::pg_catalog.text
+  FROM public.taken WHERE pg_catalog.int8eq(id, 1);
+INSERT INTO pg_temp.answer SELECT 'nack, final', pg_catalog.timestamptz_out(idem.idem_nack(id, token, '"broken"', final => true))::pg_catalog.text
+  FROM public.taken WHERE pg_catalog.int8eq(id, 2);
+INSERT INTO pg_temp.answer SELECT 'dead letter', pg_catalog.jsonb_out(last_error)::pg_catalog.text
+  FROM idem.idem_dead_letters;
+INSERT INTO pg_temp.answer SELECT 'queue', pg_catalog.concat_ws(' ', ready, in_flight, delayed, retrying, dead, paused)
+  FROM idem.idem_queues;
+INSERT INTO pg_temp.answer SELECT 'redrive', pg_catalog.int8out(idem.idem_redrive('q'))::pg_catalog.text;
+INSERT INTO pg_temp.answer SELECT 'ack', public.sqlstate_of(pg_catalog.format('SELECT idem.idem_ack(%s, %s)', id, token))
+  FROM idem.idem_dequeue('q');
+INSERT INTO pg_temp.answer SELECT 'ack again', public.sqlstate_of(pg_catalog.format('SELECT idem.idem_ack(%s, %s)', id, token))
+  FROM public.taken WHERE pg_catalog.int8eq(id, 2);
+INSERT INTO pg_temp.answer SELECT 'purge', pg_catalog.int8out(idem.idem_purge('q'))::pg_catalog.text;
+DROP TABLE public.taken;
 
 RESET search_path;
 CREATE FUNCTION pg_temp.derive() RETURNS text LANGUAGE sql AS
@@ -192,24 +237,56 @@ SELECT is(a.got, e.got, e.what)
 	(27, 'http header', '[{"Idempotency-Replayed": "true"}]'),
 	(28, 'http otherwise', '422'),
 	(29, 'expired', '4'),
-	(30, 'forgotten', 'f')) AS e(n, what, got)
+	(30, 'forgotten', 'f'),
+	(31, 'enqueue', '1'),
+	(32, 'enqueue again', '1'),
+	(33, 'enqueue many 1', 't'),
+	(34, 'enqueue many 2', 'f'),
+	(35, 'receive', '3'),
+	(36, 'receive again', 't'),
+	(37, 'dequeue 1', 'k {"a": 1}'),
+	(38, 'dequeue 2', 'l 4'),
+	(39, 'dequeue 3', NULL),
+	(40, 'downstream key', idem.idem_derive('k', 'message', 'queue:q')::text),
+	(41, 'view 1', 'in_flight'),
+	(42, 'view 2', 'in_flight'),
+	(43, 'view 3', 'ready'),
+	(44, 'extended', 't'),
+	(45, 'nack', 't'),
+	(46, 'nack, final', NULL),
+	(47, 'dead letter', '"broken"'),
+	(48, 'queue', '1 0 0 1 1 f'),
+	(49, 'redrive', '1'),
+	(50, 'ack', '00000'),
+	(51, 'ack again', 'ID003'),
+	(52, 'purge', '2')) AS e(n, what, got)
 	   LEFT JOIN answer AS a USING (what)
  ORDER BY n;
 SELECT is((SELECT count(*) FROM evil.idem_key), 0::bigint,
 	'a table of the same name earlier in search_path is not met');
 SELECT is((SELECT count(*) FROM evil.idem_step), 0::bigint,
 	'nor is one for steps');
+SELECT is((SELECT count(*) FROM evil.idem_message), 0::bigint, 'or for messages');
+SELECT is((SELECT count(*) FROM evil.idem_dead_letter), 0::bigint, 'or for dead letters');
+SELECT is((SELECT count(*) FROM evil.idem_queue), 0::bigint, 'or for queues');
+SELECT is(last_value, 1000::bigint, 'nor is a sequence') FROM evil.idem_message_id;
 SELECT is_empty(
 	$$SELECT attname FROM pg_attribute
 	    JOIN pg_type AS t ON t.oid = atttypid
 	   WHERE attrelid IN ('idem.idem_key'::regclass, 'idem.idem_secret'::regclass,
-						  'idem.idem_step'::regclass,
-						  'idem.idem_in_flight'::regclass,
+						  'idem.idem_step'::regclass, 'idem.idem_queue'::regclass,
+						  'idem.idem_message'::regclass, 'idem.idem_dead_letter'::regclass,
+						  'idem.idem_in_flight'::regclass, 'idem.idem_queues'::regclass,
+						  'idem.idem_messages'::regclass, 'idem.idem_dead_letters'::regclass,
+						  'idem.idem_enqueue_answer'::regclass,
+						  'idem.idem_dequeue_answer'::regclass,
 						  'idem.idem_claim_answer'::regclass,
 						  'idem.idem_claim_many_answer'::regclass,
 						  'idem.idem_finish_many_answer'::regclass,
 						  'idem.idem_once_answer'::regclass,
-						  'idem.idem_step_answer'::regclass)
+						  'idem.idem_step_answer'::regclass,
+						  'idem.idem_breaker'::regclass, 'idem.idem_breakers'::regclass,
+						  'idem.idem_stats'::regclass, 'idem.idem_breaker_answer'::regclass)
 	     AND t.typnamespace <> 'pg_catalog'::regnamespace$$,
 	'columns have the types of PostgreSQL');
 SELECT is_empty(
@@ -218,13 +295,17 @@ SELECT is_empty(
 	    JOIN pg_type AS t ON t.oid = a.type
 	   WHERE pronamespace = 'idem'::regnamespace
 	     AND t.typnamespace <> 'pg_catalog'::regnamespace
-	     AND t.oid <> ALL ('{idem.idem_claim_answer,idem.idem_claim_many_answer,idem.idem_finish_many_answer,idem.idem_once_answer,idem.idem_step_answer}'::regtype[])$$,
+	     AND t.oid <> ALL ('{idem.idem_claim_answer,idem.idem_claim_many_answer,idem.idem_finish_many_answer,idem.idem_once_answer,idem.idem_step_answer,idem.idem_enqueue_answer,idem.idem_dequeue_answer,idem.idem_breaker_answer}'::regtype[])$$,
 	'and so have arguments');
 
 -- A temporary table of the same name, which is searched first of all.
 
 CREATE TEMPORARY TABLE idem_key (LIKE idem.idem_key);
 CREATE TEMPORARY TABLE idem_step (LIKE idem.idem_step);
+CREATE TEMPORARY TABLE idem_queue (LIKE idem.idem_queue);
+CREATE TEMPORARY TABLE idem_message (LIKE idem.idem_message);
+CREATE TEMPORARY TABLE idem_dead_letter (LIKE idem.idem_dead_letter);
+CREATE TEMPORARY SEQUENCE idem_message_id START 1000;
 SET LOCAL search_path = pg_temp, idem, public;
 SELECT is(idem_finish('temp', '1'), '1', 'a claim beside a temporary idem_key')
   FROM idem_claim('temp');
@@ -237,6 +318,15 @@ SELECT is((SELECT count(*) FROM pg_temp.idem_step), 0::bigint, 'which stays empt
 SELECT results_eq($$SELECT step, result FROM idem_steps('flow')$$,
 	$$VALUES ('s', '1'::jsonb)$$, 'for the step is where it belongs');
 SELECT is(idem_finish('flow'), NULL, '(finished)');
+SELECT lives_ok($$SELECT idem_configure_queue('temp', 1)$$, 'a queue beside a temporary idem_queue');
+SELECT is(idem_enqueue('temp', to_jsonb(n)), n + 3::bigint, 'a message beside a temporary idem_message')
+  FROM generate_series(1, 2) AS n;
+SELECT is(idem_nack(id, token), NULL, 'a dead letter beside a temporary idem_dead_letter')
+  FROM idem_dequeue('temp');
+SELECT is((SELECT count(*) FROM pg_temp.idem_queue) + (SELECT count(*) FROM pg_temp.idem_message)
+	+ (SELECT count(*) FROM pg_temp.idem_dead_letter), 0::bigint, 'which stay empty');
+SELECT results_eq($$SELECT ready, dead FROM idem_queues WHERE queue = 'temp'$$,
+	$$VALUES (1::bigint, 1::bigint)$$, 'for what there is is where it belongs');
 
 -- One command, two callers: their schemas, their tables, their rights. Plans
 -- are kept, but not for others.

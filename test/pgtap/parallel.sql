@@ -10,7 +10,7 @@ CREATE SCHEMA idem;
 CREATE EXTENSION idempotency SCHEMA idem;
 SET LOCAL search_path = public, idem;
 
-SELECT plan(40);
+SELECT plan(58);
 
 CREATE TABLE request AS
 SELECT 'k' || i AS key, repeat('x', 100) AS padding FROM generate_series(1, 10000) AS i;
@@ -95,6 +95,14 @@ SELECT results_eq($$SELECT outcome, response
 SELECT set_config('request.headers', '{"idempotency-key": "forced"}', true) \g /dev/null
 SELECT is(idem_http('SELECT count(*) FROM request WHERE padding <> $1', '{""}', scope => 'http'),
 	'10000', 'forced: idem_http');
+SELECT is(idem_enqueue('q', '1', 'forced'), idem_enqueue('q', '2', 'forced'), 'forced: idem_enqueue');
+SELECT results_eq($$SELECT state, payload FROM idem_messages$$,
+	$$VALUES ('ready', '1'::jsonb)$$, 'forced: idem_messages');
+SELECT results_eq($$SELECT payload, idem_nack(id, token, final => true) FROM idem_dequeue('q')$$,
+	$$VALUES ('1'::jsonb, NULL::timestamptz)$$, 'forced: idem_dequeue and idem_nack');
+SELECT set_eq($$SELECT queue, ready, dead FROM idem_queues$$,
+	$$VALUES ('q', 0::bigint, 1::bigint)$$, 'forced: idem_queues');
+SELECT is(idem_redrive('q'), 1::bigint, 'forced: idem_redrive');
 SELECT is(idem_finish('k77', '77'), '77', 'forced: finish');
 SELECT ok(idem_forget('k77'), 'forced: forget');
 
@@ -123,7 +131,20 @@ SELECT throws_ok(
 	'SELECT outcome FROM idem_once(''k1'', ''SELECT 1'')',
 	'SELECT idem_http(''SELECT 1'')',
 	'SELECT done FROM idem_step(''k1'', ''s'')',
-	'SELECT idem_step_finish(''k1'', ''s'')']) AS command;
+	'SELECT idem_step_finish(''k1'', ''s'')',
+	'SELECT idem_enqueue(''q'', ''1'')',
+	'SELECT id FROM idem_enqueue_many(''q'', ''{1}'')',
+	'SELECT id FROM idem_receive(''q'', ''1'', ''1'')',
+	'SELECT id FROM idem_dequeue(''q'')',
+	'SELECT idem_ack(1, 1)',
+	'SELECT idem_ack_many(''{1}'', ''{1}'')',
+	'SELECT idem_nack(1, 1)',
+	'SELECT idem_nack_many(''{1}'', ''{1}'')',
+	'SELECT idem_extend(1, 1)',
+	'SELECT idem_extend_many(''{1}'', ''{1}'')',
+	'SELECT idem_redrive(''q'')',
+	'SELECT idem_purge(''q'')',
+	'SELECT idem_configure_queue(''q'')']) AS command;
 
 SELECT results_eq($$SELECT outcome FROM idem_claim('k1')$$,
 	$$VALUES ('replayed')$$, 'the session goes on');

@@ -19,50 +19,71 @@ ALTER DEFAULT PRIVILEGES FOR ROLE idem_creator
 	GRANT ALL ON TABLES TO PUBLIC;
 ALTER DEFAULT PRIVILEGES FOR ROLE idem_creator
 	GRANT ALL ON TABLES TO idem_bob WITH GRANT OPTION;
+ALTER DEFAULT PRIVILEGES FOR ROLE idem_creator
+	GRANT ALL ON SEQUENCES TO PUBLIC, idem_bob;
 ALTER DEFAULT PRIVILEGES FOR ROLE idem_creator IN SCHEMA idem
 	GRANT SELECT, INSERT, UPDATE, DELETE ON TABLES TO "idem Eve, ""the"" 3rd";
 ALTER DEFAULT PRIVILEGES FOR ROLE idem_creator IN SCHEMA idem
 	GRANT SELECT ON TABLES TO idem_ann, idem_creator, pg_monitor;
 
 SET LOCAL ROLE idem_creator;
-CREATE TABLE idem.control (x int);
+CREATE TABLE idem.control (x serial);
 CREATE EXTENSION idempotency SCHEMA idem;
 RESET ROLE;
 SET LOCAL search_path = public, idem;
 
-SELECT plan(108);
+SELECT plan(197);
 
 SELECT isnt_empty(
 	$$SELECT 1 FROM pg_class, LATERAL aclexplode(relacl) AS a
 	   WHERE oid = 'idem.control'::regclass AND a.grantee <> relowner$$,
 	'default privileges are in force for a table of somebody else''s');
+SELECT isnt_empty(
+	$$SELECT 1 FROM pg_class, LATERAL aclexplode(relacl) AS a
+	   WHERE oid = 'idem.control_x_seq'::regclass AND a.grantee <> relowner$$,
+	'and for its sequence');
 SELECT is_empty(
 	$$SELECT relname, a.grantee, a.privilege_type
 	    FROM pg_class, LATERAL aclexplode(relacl) AS a
 	   WHERE oid IN ('idem.idem_key'::regclass, 'idem.idem_step'::regclass,
+					 'idem.idem_queue'::regclass, 'idem.idem_message'::regclass,
+					 'idem.idem_message_id'::regclass, 'idem.idem_dead_letter'::regclass,
 					 'idem.idem_secret'::regclass)
 	     AND a.grantee <> relowner$$,
-	'but not for idem_key, idem_step and idem_secret');
+	'but not for the tables of the extension, and its sequence');
 SELECT results_eq(
 	$$SELECT relname::text COLLATE "default", relowner::regrole::text FROM pg_class
 	   WHERE relnamespace = 'idem'::regnamespace AND relname LIKE 'idem\_%'
-	     AND relkind IN ('r', 'v') ORDER BY 1$$,
-	$$VALUES ('idem_in_flight', 'idem_creator'), ('idem_key', 'idem_creator'),
-			 ('idem_secret', 'idem_creator'), ('idem_step', 'idem_creator')$$,
+	     AND relkind IN ('r', 'v', 'S') ORDER BY 1$$,
+	$$VALUES ('idem_breaker', 'idem_creator'), ('idem_breakers', 'idem_creator'),
+			 ('idem_dead_letter', 'idem_creator'), ('idem_dead_letters', 'idem_creator'),
+			 ('idem_in_flight', 'idem_creator'), ('idem_key', 'idem_creator'),
+			 ('idem_message', 'idem_creator'), ('idem_message_id', 'idem_creator'),
+			 ('idem_messages', 'idem_creator'), ('idem_queue', 'idem_creator'),
+			 ('idem_queues', 'idem_creator'),
+			 ('idem_secret', 'idem_creator'), ('idem_stats', 'idem_creator'),
+			 ('idem_step', 'idem_creator')$$,
 	'they belong to whoever created the extension');
 SELECT is_empty(
 	$$SELECT attname FROM pg_attribute
 	   WHERE attrelid IN ('idem.idem_key'::regclass, 'idem.idem_step'::regclass,
+						  'idem.idem_queue'::regclass, 'idem.idem_message'::regclass,
+						  'idem.idem_message_id'::regclass, 'idem.idem_dead_letter'::regclass,
 						  'idem.idem_secret'::regclass)
 	     AND attacl IS NOT NULL$$,
 	'no privileges on columns either');
 
 SELECT table_privs_are('idem', t.name, r.name, '{}',
 	format('no privilege on %s for %s', t.name, r.name))
-  FROM unnest(ARRAY['idem_key', 'idem_step', 'idem_secret']::name[]) AS t(name),
+  FROM unnest(ARRAY['idem_key', 'idem_step', 'idem_queue', 'idem_message',
+					'idem_dead_letter', 'idem_secret']::name[]) AS t(name),
 	   unnest(ARRAY['idem_ann', 'idem_bob', 'idem Eve, "the" 3rd', 'pg_monitor']::name[]) AS r(name);
-SELECT ok(has_table_privilege('idem_ann', 'idem.idem_in_flight', 'SELECT'),
-	'everybody may look at idem_in_flight');
+SELECT sequence_privs_are('idem', 'idem_message_id', r.name, '{}',
+	format('no privilege on idem_message_id for %s', r.name))
+  FROM unnest(ARRAY['idem_ann', 'idem_bob', 'idem Eve, "the" 3rd', 'pg_monitor']::name[]) AS r(name);
+SELECT ok(has_table_privilege('idem_ann', 'idem.' || v, 'SELECT'),
+	'everybody may look at ' || v)
+  FROM unnest('{idem_in_flight,idem_queues,idem_messages,idem_dead_letters}'::text[]) AS v;
 
 -- A plain role: the functions, and nothing but the functions.
 
@@ -101,8 +122,38 @@ SELECT throws_ok(command, '42501', NULL, 'refused to a plain role: ' || command)
 	'CREATE INDEX ON idem_step (finished_at)',
 	'CREATE TRIGGER t BEFORE INSERT ON idem_step EXECUTE FUNCTION suppress_redundant_updates_trigger()',
 	'DROP TABLE idem_step',
+	'SELECT * FROM idem_queue',
+	'INSERT INTO idem_queue (owner, queue, paused) VALUES (''idem_ann'', ''q'', true)',
+	'UPDATE idem_queue SET shared_with = NULL',
+	'DELETE FROM idem_queue',
+	'LOCK TABLE idem_queue IN ACCESS SHARE MODE',
+	'SELECT * FROM idem_message',
+	'SELECT count(*) FROM idem_message',
+	'SELECT token FROM idem_message WHERE owner = current_user::regrole',
+	'INSERT INTO idem_message (id) VALUES (1)',
+	'UPDATE idem_message SET payload = ''0''',
+	'DELETE FROM idem_message',
+	'TRUNCATE idem_message',
+	'LOCK TABLE idem_message IN ACCESS SHARE MODE',
+	'LOCK TABLE idem_message IN ACCESS EXCLUSIVE MODE',
+	'CREATE INDEX ON idem_message (attempt)',
+	'CREATE TRIGGER t BEFORE INSERT ON idem_message EXECUTE FUNCTION suppress_redundant_updates_trigger()',
+	'DROP TABLE idem_message',
+	'SELECT nextval(''idem_message_id'')',
+	'SELECT currval(''idem_message_id'')',
+	'SELECT setval(''idem_message_id'', 1)',
+	'SELECT last_value FROM idem_message_id',
+	'ALTER SEQUENCE idem_message_id RESTART',
+	'SELECT * FROM idem_dead_letter',
+	'INSERT INTO idem_dead_letter (id) VALUES (1)',
+	'UPDATE idem_dead_letter SET payload = ''0''',
+	'DELETE FROM idem_dead_letter',
+	'TRUNCATE idem_dead_letter',
+	'LOCK TABLE idem_dead_letter IN ACCESS SHARE MODE',
+	'CREATE OR REPLACE VIEW idem.idem_queues AS SELECT 1',
 	'ALTER TYPE idem_once_answer ADD ATTRIBUTE extra text',
 	'DROP TYPE idem_step_answer',
+	'DROP TYPE idem_dequeue_answer',
 	'SELECT * FROM idem_secret',
 	'UPDATE idem_secret SET secret = gen_random_uuid()',
 	'DELETE FROM idem_secret',
@@ -160,6 +211,26 @@ SELECT results_eq($$SELECT outcome, response FROM idem_once('once', 'SELECT curr
 SELECT set_config('request.headers', '{"idempotency-key": "http"}', true) \g /dev/null
 SELECT is(idem_http('SELECT current_user'), '"idem_ann"', 'for a request, too');
 SELECT isnt(idem_derive('k', 's'), NULL, 'derive a key');
+SELECT lives_ok($$SELECT idem_configure_queue('q', backoff_base => '1 hour')$$, 'configure a queue');
+SELECT isnt(idem_enqueue('q', '"of ann"', 'k'), NULL, 'enqueue');
+SELECT results_eq($$SELECT duplicate FROM idem_enqueue_many('q', '{1,2}', '{k,l}')$$,
+	$$VALUES (true), (false)$$, 'enqueue many');
+SELECT results_eq($$SELECT duplicate FROM idem_receive('partner', '1', '3', 'q')$$,
+	$$VALUES (false)$$, 'receive');
+CREATE TEMPORARY TABLE taken AS SELECT * FROM idem_dequeue('q', 10);
+SELECT is(count(*), 3::bigint, 'dequeue') FROM taken;
+SELECT lives_ok(format('SELECT idem_extend(%s, %s)', id, token), 'extend')
+  FROM taken WHERE key = 'k';
+SELECT lives_ok(format('SELECT idem_ack(%s, %s)', id, token), 'ack')
+  FROM taken WHERE key = 'k';
+SELECT is(idem_nack(id, token, final => true), NULL, 'nack') FROM taken WHERE key = 'l';
+SELECT results_eq($$SELECT owner::text, ready, in_flight, dead FROM idem_queues$$,
+	$$VALUES ('idem_ann', 0::bigint, 1::bigint, 1::bigint)$$, 'see it');
+SELECT is(idem_redrive('q'), 1::bigint, 'redrive');
+SELECT is(idem_purge('q'), 1::bigint, 'purge');
+SELECT lives_ok(format('SELECT idem_nack_many(''{%s}'', ''{%s}'')', id, token), 'nack many')
+  FROM taken WHERE key = 'partner/1';
+DROP TABLE taken;
 
 -- A command under a key has the rights of its caller, and no others.
 
@@ -173,6 +244,11 @@ SELECT throws_ok(format('SELECT * FROM idem_once(''refused'', %L)', command), '4
 	'SELECT * FROM idem_key',
 	'SELECT * FROM idem_step',
 	'DELETE FROM idem_key',
+	'SELECT * FROM idem_message',
+	'DELETE FROM idem_message',
+	'SELECT * FROM idem_dead_letter',
+	'UPDATE idem_queue SET paused = true',
+	'SELECT nextval(''idem_message_id'')',
 	'SELECT * FROM idem_secret',
 	'CREATE ROLE idem_other',
 	'SET ROLE idem_bob',
@@ -195,11 +271,15 @@ SELECT lives_ok($$SELECT * FROM idem_key$$, 'pg_read_all_data reads idem_key');
 SELECT throws_ok($$DELETE FROM idem_key$$, '42501', NULL, 'but may not write it');
 SELECT lives_ok($$SELECT * FROM idem_step$$, 'and idem_step');
 SELECT throws_ok($$DELETE FROM idem_step$$, '42501', NULL, 'as little');
+SELECT lives_ok('SELECT * FROM ' || t, 'and ' || t)
+  FROM unnest('{idem_queue,idem_message,idem_dead_letter,idem_message_id}'::text[]) AS t;
+SELECT throws_ok('DELETE FROM ' || t, '42501', NULL, 'but may not write ' || t)
+  FROM unnest('{idem_queue,idem_message,idem_dead_letter}'::text[]) AS t;
 
 -- Without EXECUTE there is no way at all.
 
 RESET ROLE;
-REVOKE EXECUTE ON ALL FUNCTIONS IN SCHEMA idem FROM PUBLIC;
+REVOKE EXECUTE ON ALL ROUTINES IN SCHEMA idem FROM PUBLIC;
 SET LOCAL ROLE idem_ann;
 SELECT throws_ok(command, '42501', NULL, 'revoked: ' || command)
   FROM unnest(ARRAY[
@@ -217,12 +297,30 @@ SELECT throws_ok(command, '42501', NULL, 'revoked: ' || command)
 	'SELECT idem_derive(''x'', ''s'')',
 	'SELECT * FROM idem_step(''x'', ''s'')',
 	'SELECT idem_step_finish(''x'', ''s'')',
-	'SELECT * FROM idem_steps(''x'')']) AS command;
+	'SELECT * FROM idem_steps(''x'')',
+	'SELECT idem_enqueue(''x'', ''1'')',
+	'SELECT * FROM idem_enqueue_many(''x'', ''{1}'')',
+	'SELECT * FROM idem_receive(''x'', ''1'', ''1'')',
+	'SELECT * FROM idem_dequeue(''x'')',
+	'CALL idem_await(''x'', ''0'')',
+	'SELECT idem_ack(1, 1)',
+	'SELECT idem_ack_many(''{1}'', ''{1}'')',
+	'SELECT idem_nack(1, 1)',
+	'SELECT idem_nack_many(''{1}'', ''{1}'')',
+	'SELECT idem_extend(1, 1)',
+	'SELECT idem_extend_many(''{1}'', ''{1}'')',
+	'SELECT idem_redrive(''x'')',
+	'SELECT idem_purge(''x'')',
+	'SELECT idem_configure_queue(''x'')']) AS command;
 RESET ROLE;
 GRANT EXECUTE ON FUNCTION idem.idem_once TO idem_ann;
 SET LOCAL ROLE idem_ann;
 SELECT results_eq($$SELECT outcome, response FROM idem_once('granted', 'SELECT 1')$$,
 	$$VALUES ('claimed', '1'::jsonb)$$, 'idem_once needs no other function to be granted');
+RESET ROLE;
+GRANT EXECUTE ON FUNCTION idem.idem_enqueue TO idem_ann;
+SET LOCAL ROLE idem_ann;
+SELECT isnt(idem_enqueue('q', '1', 'granted'), NULL, 'nor does idem_enqueue');
 
 RESET ROLE;
 SELECT * FROM finish();

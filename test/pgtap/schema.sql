@@ -7,7 +7,7 @@ SET LOCAL client_min_messages = warning;
 CREATE EXTENSION IF NOT EXISTS pgtap;
 
 CREATE ROLE idem_ann;
-SELECT plan(35);
+SELECT plan(51);
 
 CREATE SCHEMA "My Ext.%s (ä)";
 GRANT USAGE ON SCHEMA "My Ext.%s (ä)" TO idem_ann;
@@ -65,6 +65,29 @@ SELECT set_config('request.headers', '{"idempotency-key": "d"}', true) \g /dev/n
 SELECT is("My Ext.%s (ä)".idem_http('SELECT 1'), '1', 'for a request, too');
 SELECT is("My Ext.%s (ä)".idem_derive('k', 's', namespace => '00000000-0000-4000-8000-000000000000')::text ~ '-8...-[89ab]',
 	true, 'derive');
+SELECT is("My Ext.%s (ä)".idem_enqueue('q', '1', 'k'), 1::bigint, 'enqueue');
+SELECT results_eq(
+	$$SELECT id, duplicate FROM "My Ext.%s (ä)".idem_enqueue_many('q', '{1,2}', '{k,l}')$$,
+	$$VALUES (1::bigint, true), (2, false)$$, 'enqueue many');
+SELECT results_eq(
+	$$SELECT id, duplicate FROM "My Ext.%s (ä)".idem_receive('q', '1', '3')$$,
+	$$VALUES (3::bigint, false)$$, 'receive');
+SELECT results_eq(
+	$$SELECT id, key COLLATE "default" FROM "My Ext.%s (ä)".idem_messages ORDER BY id$$,
+	$$VALUES (1::bigint, 'k'), (2, 'l'), (3, 'q/1')$$, 'list messages');
+SELECT results_eq(
+	$$SELECT d.id, "My Ext.%s (ä)".idem_ack(d.id, d.token)::text
+		FROM "My Ext.%s (ä)".idem_dequeue('q') AS d$$,
+	$$VALUES (1::bigint, '')$$, 'dequeue and ack');
+SELECT results_eq(
+	$$SELECT d.id, "My Ext.%s (ä)".idem_nack(d.id, d.token, final => true)
+		FROM "My Ext.%s (ä)".idem_dequeue('q') AS d$$,
+	$$VALUES (2::bigint, NULL::timestamptz)$$, 'or nack');
+SELECT results_eq(
+	$$SELECT id FROM "My Ext.%s (ä)".idem_dead_letters$$,
+	$$VALUES (2::bigint)$$, 'list dead letters');
+SELECT is("My Ext.%s (ä)".idem_redrive('q'), 1::bigint, 'redrive');
+SELECT lives_ok($$SELECT "My Ext.%s (ä)".idem_configure_queue('q', paused => true)$$, 'configure');
 RESET SESSION AUTHORIZATION;
 
 -- Schemas may be renamed, extensions may not move.
@@ -87,6 +110,10 @@ SELECT results_eq(
 SELECT results_eq(
 	$$SELECT key, outcome, response FROM plain.idem_claim_many('{b,a}')$$,
 	$$VALUES ('b', 'replayed', '2'::jsonb), ('a', 'replayed', '1')$$, 'key by key');
+SELECT set_eq(
+	$$SELECT owner::text, queue, ready, paused FROM plain.idem_queues$$,
+	$$VALUES ('idem_ann', 'q', 2::bigint, true)$$, 'queue by queue');
+SELECT is(plain.idem_purge('q'), 2::bigint, 'message by message');
 RESET SESSION AUTHORIZATION;
 SELECT throws_ok($$ALTER EXTENSION idempotency SET SCHEMA public$$, '0A000', NULL,
 	'the extension does not move');
@@ -96,6 +123,8 @@ SELECT throws_ok($$ALTER EXTENSION idempotency SET SCHEMA public$$, '0A000', NUL
 SELECT results_eq($$SELECT outcome FROM plain.idem_claim('pending')$$,
 	$$VALUES ('claimed')$$, 'a claim');
 SELECT is(plain.idem_step_finish('pending', 's', '1'), '1', 'with a step');
+SELECT isnt(plain.idem_enqueue('q', '1', 'k'), NULL, 'and a message');
+SELECT lives_ok($$SELECT plain.idem_configure_queue('q', paused => true)$$, 'in a queue that is paused');
 DROP EXTENSION idempotency;
 CREATE EXTENSION idempotency SCHEMA public;
 SELECT throws_ok($$SELECT idem_finish('pending')$$, 'ID001', NULL,
@@ -108,6 +137,10 @@ SELECT results_eq($$SELECT outcome FROM idem_claim('pending')$$,
 	$$VALUES ('claimed')$$, 'it can be made in its successor');
 SELECT results_eq($$SELECT done, result FROM idem_step('pending', 's')$$,
 	$$VALUES (false, NULL::jsonb)$$, 'with no step done');
+SELECT is_empty($$SELECT * FROM idem_queues$$, 'there is no queue');
+SELECT is(idem_enqueue('q', '2', 'k'), 1::bigint, 'but for the next message');
+SELECT results_eq($$SELECT id, payload FROM idem_dequeue('q')$$,
+	$$VALUES (1::bigint, '2'::jsonb)$$, 'which nothing pauses');
 SELECT is(idem_finish('pending', '1'), '1', 'and finished');
 
 SELECT * FROM finish();

@@ -1,4 +1,4 @@
--- A superuser can alter idem_key and idem_step. What would be misread, or written wrongly,
+-- A superuser can alter the tables. What would be misread, or written wrongly,
 -- is refused; what does no harm is let be; and once the change is undone
 -- everything works as before, in the same session.
 
@@ -10,7 +10,7 @@ CREATE SCHEMA idem;
 CREATE EXTENSION idempotency SCHEMA idem;
 SET LOCAL search_path = public, idem;
 
-SELECT plan(225);
+SELECT plan(341);
 
 SELECT is(idem_finish('k', '"kept"'), '"kept"', 'a record')
   FROM idem_claim('k', request => '1');
@@ -238,6 +238,163 @@ SELECT results_eq(format('SELECT * FROM pg_temp.steps_still_work(%s)', n),
   FROM step_tampering ORDER BY n;
 SELECT is(idem_finish('flow', '"flown"'), '"flown"', 'the flow is finished');
 SELECT is(count(*), 30::bigint, 'with all its steps') FROM idem_steps('flow');
+
+-- The same for the tables of queues. Whoever comes to one is refused.
+
+SELECT is(idem_enqueue('q', '1', 'message', message_group => 'g'), 1::bigint, 'a message');
+SELECT is(idem_enqueue('q', '2'), 2::bigint, 'another one');
+SELECT is(idem_nack(id, token, final => true), NULL, 'a dead letter')
+  FROM idem_enqueue('dead', '3'), idem_dequeue('dead');
+CREATE TEMPORARY TABLE delivery AS SELECT id, token FROM idem_dequeue('q', 10, '1 hour') WHERE id = 2;
+UPDATE idem_message SET token = 0, lease_until = '-infinity', attempt = 0 WHERE id = 1;
+CREATE FUNCTION pg_temp.queues_still_work(n int) RETURNS SETOF text LANGUAGE plpgsql AS
+$$
+BEGIN
+	PERFORM idem_enqueue('new', to_jsonb(n), 'k' || n, message_group => 'g' || n);
+	RETURN NEXT payload FROM idem_dequeue('new');
+	RETURN NEXT idem_extend(id, token, '1 day') > now() FROM delivery;
+	RETURN NEXT state FROM idem_messages WHERE id = 1;
+	RETURN NEXT payload FROM idem_dead_letters;
+END
+$$;
+CREATE TEMPORARY TABLE queue_tampering (n int GENERATED ALWAYS AS IDENTITY, change text, of text);
+-- without the views, which would take the extension along
+CREATE FUNCTION pg_temp.without_views() RETURNS void LANGUAGE plpgsql AS
+$$
+BEGIN
+	ALTER EXTENSION idempotency DROP VIEW idem_queues;
+	ALTER EXTENSION idempotency DROP VIEW idem_messages;
+	ALTER EXTENSION idempotency DROP VIEW idem_dead_letters;
+	DROP VIEW idem_queues, idem_messages, idem_dead_letters;
+END
+$$;
+INSERT INTO queue_tampering (change, of)
+SELECT format(change, name), name
+  FROM unnest('{idem_message,idem_dead_letter}'::text[]) AS name,
+	   unnest(ARRAY[
+	'ALTER TABLE %s ADD COLUMN extra text',
+	'SELECT pg_temp.without_views(); ALTER TABLE %s DROP COLUMN payload',
+	'SELECT pg_temp.without_views(); ALTER TABLE %s DROP COLUMN history; ALTER TABLE %1$s ADD COLUMN history jsonb',
+	'ALTER TABLE %s RENAME COLUMN payload TO contents',
+	'ALTER TABLE %s SET UNLOGGED',
+	'UPDATE %s SET headers = ''{}''; ALTER TABLE %1$s ALTER COLUMN headers SET NOT NULL',
+	'ALTER TABLE %s ALTER COLUMN priority DROP NOT NULL',
+	'ALTER TABLE %s DROP CONSTRAINT %1$s_pkey',
+	'ALTER TABLE %s DROP CONSTRAINT %1$s_pkey; ALTER TABLE %1$s ADD PRIMARY KEY (id, owner)',
+	'ALTER TABLE %s DROP CONSTRAINT %1$s_pkey; ALTER TABLE %1$s ADD PRIMARY KEY (id) DEFERRABLE',
+	'CREATE UNIQUE INDEX ON %s (owner, queue, id)',
+	'CREATE INDEX ON %s (lower(queue))',
+	'CREATE INDEX ON %s (attempt) WHERE attempt > 1',
+	'CREATE INDEX ON %s USING gin (payload)',
+	'CREATE INDEX ON %s USING brin (enqueued_at)',
+	'ALTER EXTENSION idempotency DROP TABLE %s; ALTER TABLE %1$s RENAME TO gone']) AS change;
+INSERT INTO queue_tampering (change, of) VALUES
+	('SELECT pg_temp.without_views(); ALTER TABLE idem_message ALTER COLUMN due_at TYPE timestamp', 'idem_message'),
+	('SELECT pg_temp.without_views(); ALTER TABLE idem_message ALTER COLUMN queue TYPE text COLLATE "default"', 'idem_message'),
+	('SELECT pg_temp.without_views(); ALTER TABLE idem_dead_letter ALTER COLUMN owner TYPE oid', 'idem_dead_letter'),
+	('ALTER EXTENSION idempotency DROP SEQUENCE idem_message_id; ALTER SEQUENCE idem_message_id RENAME TO gone', 'idem_message'),
+	('ALTER TABLE idem_queue ADD COLUMN extra text', 'idem_queue'),
+	('ALTER TABLE idem_queue DROP COLUMN jitter', 'idem_queue'),
+	('ALTER TABLE idem_queue RENAME COLUMN jitter TO noise', 'idem_queue'),
+	('ALTER TABLE idem_queue ALTER COLUMN max_attempts SET NOT NULL', 'idem_queue'),
+	('ALTER TABLE idem_queue DROP CONSTRAINT idem_queue_pkey', 'idem_queue'),
+	('CREATE UNIQUE INDEX ON idem_queue (queue)', 'idem_queue'),
+	('ALTER EXTENSION idempotency DROP TABLE idem_queue; ALTER TABLE idem_queue RENAME TO gone', 'idem_queue');
+CREATE TEMPORARY TABLE queue_call (command text, of text[]);
+INSERT INTO queue_call VALUES
+	('SELECT idem_enqueue(''q'', ''1'')', '{idem_message,idem_queue}'),
+	('SELECT idem_enqueue(''q'', ''1'', message_group => ''g'')', '{idem_message,idem_queue}'),
+	('SELECT FROM idem_enqueue_many(''q'', ''{1,2}'')', '{idem_message,idem_queue}'),
+	('SELECT FROM idem_receive(''q'', ''1'', ''1'')', '{idem_message,idem_queue}'),
+	('SELECT FROM idem_dequeue(''q'')', '{idem_message,idem_queue}'),
+	('SELECT idem_ack(id, token) FROM delivery', '{idem_message}'),
+	('SELECT idem_ack_many(array_agg(id), array_agg(token)) FROM delivery', '{idem_message}'),
+	('SELECT idem_nack(id, token) FROM delivery', '{idem_message,idem_queue}'),
+	('SELECT idem_nack(id, token, final => true) FROM delivery', '{idem_message,idem_queue,idem_dead_letter}'),
+	('SELECT idem_extend(id, token) FROM delivery', '{idem_message}'),
+	('SELECT idem_redrive(''dead'')', '{idem_message,idem_queue,idem_dead_letter}'),
+	('SELECT idem_purge(''q'')', '{idem_message,idem_queue}'),
+	('SELECT idem_purge(''dead'', true)', '{idem_queue,idem_dead_letter}'),
+	('SELECT idem_expire()', '{idem_dead_letter}'),
+	('SELECT idem_configure_queue(''q'')', '{idem_queue}');
+SELECT is((SELECT string_agg(got, E'\n')
+			 FROM pg_temp.refusals(change, ARRAY(SELECT command FROM queue_call AS c WHERE t.of = ANY (c.of))) AS r(got)
+			WHERE got NOT IN ('55000', '42P01')),
+	NULL, 'refused: ' || change)
+  FROM queue_tampering AS t ORDER BY n;
+SELECT results_eq(format('SELECT * FROM pg_temp.queues_still_work(%s)', n),
+	format('VALUES (''%s''), (''true''), (''ready''), (''3'')', n),
+	'undone: ' || change)
+  FROM queue_tampering ORDER BY n;
+SELECT throws_ok($$DO $do$ BEGIN
+		DROP INDEX idem_message_due;
+		PERFORM * FROM idem_dequeue('q');
+	END $do$ $$, '55000', NULL, 'refused: without the index of what is due');
+SELECT throws_ok($$DO $do$ BEGIN
+		DROP INDEX idem_message_group;
+		PERFORM * FROM idem_dequeue('q');
+	END $do$ $$, '55000', NULL, 'refused: without that of groups');
+SELECT throws_ok($$DO $do$ BEGIN
+		DROP INDEX idem_dead_letter_queue;
+		PERFORM idem_redrive('dead');
+	END $do$ $$, '55000', NULL, 'refused: without that of dead letters');
+SELECT throws_ok(format('DO $do$ BEGIN ALTER TYPE %s; PERFORM * FROM %s; END $do$', change, call),
+	'55000', NULL, 'refused: ' || change)
+  FROM (VALUES
+	('idem_enqueue_answer ADD ATTRIBUTE extra text', 'idem_enqueue_many(''q'', ''{1}'')'),
+	('idem_enqueue_answer DROP ATTRIBUTE duplicate', 'idem_enqueue_many(''q'', ''{1}'')'),
+	('idem_enqueue_answer ALTER ATTRIBUTE id TYPE int', 'idem_receive(''q'', ''1'', ''1'')'),
+	('idem_dequeue_answer ADD ATTRIBUTE extra text', 'idem_dequeue(''q'')'),
+	('idem_dequeue_answer DROP ATTRIBUTE token', 'idem_dequeue(''q'')'),
+	('idem_dequeue_answer ALTER ATTRIBUTE downstream_key TYPE text', 'idem_dequeue(''q'')')) AS t(change, call);
+SELECT results_eq($$SELECT id, payload FROM idem_dequeue('q')$$,
+	$$VALUES (1::bigint, '1'::jsonb)$$, 'undone: idem_dequeue');
+SELECT lives_ok($$SELECT idem_ack(id, token) FROM delivery$$, 'undone: idem_ack');
+SELECT is(idem_redrive('dead'), 1::bigint, 'undone: idem_redrive');
+
+-- What does no harm there.
+
+CREATE FUNCTION pg_temp.harmless_queue(n int, change text) RETURNS SETOF text LANGUAGE plpgsql AS
+$$
+DECLARE
+	answer idem_dequeue_answer;
+BEGIN
+	EXECUTE change;
+	PERFORM idem_enqueue('harmless', to_jsonb(n), 'h' || n, message_group => 'g', headers => '{}');
+	SELECT * INTO answer FROM idem_dequeue('harmless');
+	RETURN NEXT answer.payload;
+	RETURN NEXT idem_nack(answer.id, answer.token, final => true) IS NULL;
+	RETURN NEXT idem_redrive('harmless');
+	SELECT * INTO answer FROM idem_dequeue('harmless');
+	RETURN NEXT answer.payload;
+	PERFORM idem_ack(answer.id, answer.token);
+END
+$$;
+SELECT results_eq(format('SELECT * FROM pg_temp.harmless_queue(%s, %L)', n, change),
+	format('VALUES (''%1$s''), (''true''), (''1''), (''%1$s'')', n),
+	'harmless: ' || change)
+  FROM (VALUES
+	(1, 'CREATE INDEX harmless_due ON idem_message (due_at)'),
+	(2, 'CREATE INDEX harmless_key ON idem_message (key) WHERE key IS NOT NULL'),
+	(3, 'CREATE INDEX harmless_token ON idem_message (token, attempt)'),
+	(4, 'CREATE INDEX harmless_headers ON idem_dead_letter (headers)'),
+	(5, 'ALTER TABLE idem_message SET (fillfactor = 100, autovacuum_enabled = false)'),
+	(6, 'ALTER TABLE idem_message ALTER COLUMN payload SET STORAGE EXTERNAL'),
+	(7, 'ALTER TABLE idem_message ENABLE ROW LEVEL SECURITY'),
+	(8, 'CREATE RULE harmless AS ON INSERT TO idem_message DO INSTEAD NOTHING'),
+	(9, 'ALTER TABLE idem_message ADD COLUMN extra text; ALTER TABLE idem_message DROP COLUMN extra'),
+	(10, 'ALTER TABLE idem_dead_letter ADD COLUMN extra text; ALTER TABLE idem_dead_letter DROP COLUMN extra'),
+	(11, 'ALTER TABLE idem_queue ADD COLUMN extra text; ALTER TABLE idem_queue DROP COLUMN extra; SELECT idem_configure_queue(''harmless'')'),
+	(12, 'CLUSTER idem_message USING idem_message_due'),
+	(13, 'REINDEX TABLE idem_message'),
+	(14, 'REINDEX TABLE idem_dead_letter')) AS t(n, change)
+ ORDER BY n;
+SET LOCAL enable_seqscan = off;
+SELECT results_eq(
+	$$SELECT count(*) FROM idem_message WHERE due_at > '1999-01-01'$$,
+	$$SELECT count(*) FROM idem_message WHERE due_at + '0' > '1999-01-01'$$,
+	'messages are in all these indexes');
+RESET enable_seqscan;
 
 -- A claim that is pending while the table changes is not lost silently.
 

@@ -1,6 +1,8 @@
 # A streaming standby: what is known of a key can be looked up there, nothing
 # can be claimed. After its promotion a finished key is replayed, a key that was
-# being worked on is free, and a step that was committed is done.
+# being worked on is free, and a step that was committed is done. Queues can be
+# looked at, and nothing can be taken; after the promotion messages are there, and
+# those who have some have them still.
 
 use strict;
 use warnings;
@@ -67,7 +69,25 @@ $finished->query_safe(q{
 	INSERT INTO effect VALUES ('finished');
 	SELECT FROM idem_claim('finished');
 	SELECT idem_finish('finished', '{"id": 3}')});
-# flushes what those two have written so far
+# Messages: one out on lease, one that waits, one that is dead, one of a transaction
+# that is not over, and one that is just being taken.
+my ($id, $delivery) = split /\|/, $primary->safe_psql('postgres', q{
+	SELECT idem_configure_queue('q', max_attempts => 7);
+	SELECT FROM idem_enqueue('q', '"leased"', key => 'leased');
+	SELECT FROM idem_enqueue('q', '"waits"', key => 'waits');
+	SELECT FROM idem_enqueue('dead', '"dead"');
+	SELECT FROM idem_enqueue('taking', '"taking"');
+	SELECT FROM (SELECT idem_nack(id, token, '"error"', final => true) FROM idem_dequeue('dead')) AS x;
+	SELECT id, token FROM idem_dequeue('q', lease => '1 h')}) =~ s/^\s+//r;
+my $enqueuing = $primary->background_psql('postgres', on_error_stop => 0);
+$enqueuing->query_safe(q{
+	BEGIN;
+	SELECT FROM idem_enqueue('q', '"not committed"', key => 'not committed')});
+my $taking = $primary->background_psql('postgres', on_error_stop => 0);
+$taking->query_safe(q{
+	BEGIN;
+	SELECT FROM idem_dequeue('taking', lease => '1 h')});
+# flushes what those have written so far
 $primary->safe_psql('postgres', q{INSERT INTO effect VALUES ('other')});
 $primary->wait_for_catchup($standby, 'replay', $primary->lsn('flush'));
 
@@ -101,6 +121,15 @@ is($standby->safe_psql('postgres', q{
 	BEGIN ISOLATION LEVEL REPEATABLE READ;
 	SELECT state FROM idem_lookup('done');
 	COMMIT;}), 'finished', 'a lookup under REPEATABLE READ');
+my $messages = q{SELECT queue, state, attempt, payload FROM idem_messages ORDER BY id};
+is($standby->safe_psql('postgres', $messages),
+	qq(q|in_flight|1|"leased"\nq|ready|0|"waits"\ntaking|ready|0|"taking"),
+	'idem_messages works on the standby, and shows what is committed');
+is($standby->safe_psql('postgres', q{SELECT queue, attempt, last_error, payload FROM idem_dead_letters}),
+	'dead|1|"error"|"dead"', 'so does idem_dead_letters');
+is($standby->safe_psql('postgres', q{
+	SELECT queue, ready, in_flight, delayed, retrying, dead FROM idem_queues ORDER BY queue}),
+	"dead|0|0|0|0|1\nq|1|1|0|0|0\ntaking|1|0|0|0|0", 'and idem_queues');
 is($standby->safe_psql('postgres', 'SELECT state, key FROM idem_in_flight'),
 	'in_progress|under way', 'idem_in_flight works, and shows the lease');
 
@@ -118,6 +147,19 @@ for my $command (
 	q{SELECT idem_finish('done')},
 	q{SELECT idem_release('done')},
 	q{SELECT idem_forget('done')},
+	q{SELECT idem_enqueue('q', '1')},
+	q{SELECT idem_enqueue('q', '1', key => 'waits')},
+	q{SELECT * FROM idem_enqueue_many('q', '{1}')},
+	q{SELECT * FROM idem_receive('s', '1', '1', 'q')},
+	q{SELECT * FROM idem_dequeue('q')},
+	q{SELECT * FROM idem_dequeue('nothing', wait => '10 s')},
+	q{CALL idem_await('q')},
+	"SELECT idem_ack($id, $delivery)",
+	"SELECT idem_nack($id, $delivery)",
+	"SELECT idem_extend($id, $delivery)",
+	q{SELECT idem_redrive('dead')},
+	q{SELECT idem_purge('q')},
+	q{SELECT idem_configure_queue('q')},
 	q{SELECT idem_expire()})
 {
 	my ($status, $out, $err);
@@ -193,6 +235,28 @@ $standby->safe_psql('postgres', q{COMMIT PREPARED 'p'});
 is($standby->safe_psql('postgres',
 	q{SELECT outcome, response FROM idem_claim('prepared', wait => '0')}),
 	'replayed|{"id": 2}', 'until it is committed');
+
+# The queues, too.
+is($standby->safe_psql('postgres', $messages),
+	qq(q|in_flight|1|"leased"\nq|ready|0|"waits"\ntaking|ready|0|"taking"),
+	'the messages are there after the promotion');
+is($standby->safe_psql('postgres', q{SELECT max_attempts FROM idem_queue WHERE queue = 'q'}), 7,
+	'and the configuration');
+is($standby->safe_psql('postgres', q{SELECT payload, attempt FROM idem_dequeue('q', 10, '1 h')}),
+	'"waits"|1', 'a lease holds: only what waits is taken');
+is($standby->safe_psql('postgres', q{SELECT payload, attempt FROM idem_dequeue('taking', 10, '1 h')}),
+	'"taking"|1', 'a delivery that was not committed never was');
+is($standby->safe_psql('postgres', qq{
+	SELECT idem_extend($id, $delivery, '2 h') > clock_timestamp() + interval '1 h';
+	SELECT idem_ack($id, $delivery);
+	SELECT idem_enqueue('q', '1', key => 'leased') = $id}), "t\n\nt", 'who has a message has it still, and its key');
+is($standby->safe_psql('postgres', q{
+	SELECT idem_enqueue('q', '"again"', key => 'not committed') > (SELECT max(id) FROM idem_message);
+	SELECT payload FROM idem_dequeue('q')}), qq(t\n"again"),
+	'a message that was not committed is enqueued anew, with a new id');
+is($standby->safe_psql('postgres', q{
+	SELECT idem_redrive('dead');
+	SELECT payload, attempt FROM idem_dequeue('dead')}), qq(1\n"dead"|1), 'dead letters are redriven');
 
 $standby->stop;
 done_testing();

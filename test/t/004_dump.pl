@@ -1,6 +1,7 @@
 # pg_dump and pg_restore: what has been done stays done in another database, on
 # another server, where roles have other OIDs, and a flow goes on there with the
-# steps that it has done. The secret does not travel.
+# steps that it has done. So do queues, with what is out on lease. The secret does not
+# travel.
 
 use strict;
 use warnings;
@@ -73,6 +74,50 @@ $old->safe_psql('shop', qq{
 	DROP ROLE gone;
 });
 
+# Messages that wait, are out on lease, and have failed; a dead letter; and those of a
+# role that goes.
+my ($id, $token) = split /\|/, $old->safe_psql('shop', qq{
+	CREATE ROLE gone;
+	SET SESSION AUTHORIZATION "Ann's role";
+	SELECT FROM (SELECT $schema.idem_configure_queue('q', max_attempts => 7, backoff_base => '2 s',
+		jitter => 'none', dead_letter_ttl => '1 day', shared_with => '{bob}')) AS x;
+	SELECT FROM $schema.idem_enqueue('failed', '"failed"', headers => '{"h": 10.0}');
+	SELECT FROM (SELECT $schema.idem_nack(id, token, '{"n": 10.0}', '0') FROM $schema.idem_dequeue('failed')) AS x;
+	SELECT FROM $schema.idem_enqueue('dead', '"dead"', message_group => 'g');
+	SELECT FROM (SELECT $schema.idem_nack(id, token, '1', final => true) FROM $schema.idem_dequeue('dead')) AS x;
+	SELECT FROM $schema.idem_enqueue('q', '"leased"', key => 'leased');
+	SELECT FROM $schema.idem_enqueue('q', '"with key"', key => 'key');
+	SELECT FROM $schema.idem_enqueue('q', '"one"', message_group => 'g');
+	SELECT FROM $schema.idem_enqueue('q', '"two"', message_group => 'g');
+	SET SESSION AUTHORIZATION gone;
+	SELECT FROM $schema.idem_enqueue('q', '"orphan"');
+	SELECT FROM (SELECT $schema.idem_configure_queue('q', max_attempts => 3)) AS x;
+	SET SESSION AUTHORIZATION "Ann's role";
+	SELECT id, token FROM $schema.idem_dequeue('q', lease => '1 h');
+	RESET SESSION AUTHORIZATION;
+	DROP ROLE gone}) =~ s/^\s+//r;
+my $messages = "SELECT * FROM $schema.idem_message WHERE owner IN (SELECT oid FROM pg_roles) ORDER BY id";
+my $letters = "SELECT * FROM $schema.idem_dead_letter ORDER BY id";
+my $queues = "SELECT * FROM $schema.idem_queue WHERE owner IN (SELECT oid FROM pg_roles) ORDER BY owner::text, queue";
+my $queue_before = $old->safe_psql('shop', "$messages; $letters; $queues");
+
+# What comes out of the queues, and is undone.
+my $deliver = qq{
+	BEGIN;
+	SET LOCAL SESSION AUTHORIZATION "Ann's role";
+	SELECT payload, attempt, key, headers, message_group, downstream_key FROM $schema.idem_dequeue('failed');
+	SELECT payload, attempt, key, headers, message_group, downstream_key FROM $schema.idem_dequeue('q', 10);
+	SELECT $schema.idem_redrive('dead');
+	SELECT payload, attempt, key, headers, message_group, downstream_key FROM $schema.idem_dequeue('dead');
+	SELECT $schema.idem_enqueue('q', '"again"', key => 'leased') = $id;
+	SET LOCAL SESSION AUTHORIZATION bob;
+	SELECT count(*) FROM $schema.idem_dequeue('q', owner => 'Ann''s role');
+	ROLLBACK};
+my $delivered = $old->safe_psql('shop', $deliver);
+like($delivered, qr/^"failed"\|2\|.*\n"with key"\|1\|.*\n"one"\|1\|.*\n1\n"dead"\|1\|.*\nt\n0$/,
+	'messages are delivered on the old server');
+my $last_id = $old->safe_psql('shop', "SELECT last_value FROM $schema.idem_message_id");
+
 # All that there is; what is dumped are the keys of roles, and their steps.
 my $records = qq{SELECT * FROM $schema.idem_key ORDER BY owner::text, scope, key};
 my $steps = qq{SELECT * FROM $schema.idem_step ORDER BY generation, step};
@@ -104,6 +149,8 @@ unlike($plain, qr/\Q$secret\E/, 'the secret is not dumped');
 unlike($plain, qr/in flight/, 'nor what is not committed');
 like($plain, qr/COPY \Q$schema\E\.idem_step /, 'the steps are dumped');
 unlike($plain, qr/vanishes/, 'but not those of vanished roles');
+like($plain, qr/COPY \Q$schema\E\.$_ /, "$_ is dumped") for qw(idem_message idem_dead_letter idem_queue);
+unlike($plain, qr/orphan/, 'but no message of a vanished role');
 unlike($plain, qr/CREATE (TABLE|VIEW|FUNCTION) \Q$schema\E/,
 	'members of the extension are left to CREATE EXTENSION');
 like($plain, qr/COPY \Q$schema\E\.idem_key /, 'the records are dumped');
@@ -117,6 +164,19 @@ sub check
 
 	is($node->safe_psql($database, $records), $before, "$how: same records");
 	is($node->safe_psql($database, $steps), $steps_before, "$how: same steps");
+	is($node->safe_psql($database, "$messages; $letters; $queues"), $queue_before,
+		"$how: same messages, dead letters and queues");
+	is($node->safe_psql($database, "SELECT last_value FROM $schema.idem_message_id"), $last_id,
+		"$how: the numbers of messages go on");
+	is($node->safe_psql($database, $deliver), $delivered,
+		"$how: the same is delivered, under the same downstream keys");
+	is($node->safe_psql($database, qq{
+		BEGIN;
+		SET LOCAL SESSION AUTHORIZATION bob;
+		SELECT $schema.idem_extend($id, $token, '2 h') > clock_timestamp() + interval '1 h';
+		SELECT $schema.idem_ack($id, $token);
+		SELECT $schema.idem_enqueue('q', '1') > $last_id;
+		ROLLBACK}), "t\n\nt", "$how: a lease holds, for those with whom the queue is shared");
 	is($node->safe_psql($database, qq{
 		BEGIN;
 		UPDATE $schema.idem_key SET lease_until = clock_timestamp() WHERE key = 'flow' AND owner = 'bob'::regrole;

@@ -8,6 +8,13 @@ CREATE INDEX ON effect (op);
 CREATE INDEX ON ended (id);
 CREATE INDEX ON claimed (id);
 CREATE INDEX ON history (event);
+CREATE INDEX ON enqueued (message);
+CREATE INDEX ON enqueued (queue, key);
+CREATE INDEX ON delivered (message);
+CREATE INDEX ON delivered (queue, message_group);
+CREATE INDEX ON delivery_effect (message);
+CREATE INDEX ON given_back (message);
+CREATE INDEX ON extended (message);
 ANALYZE;
 
 -- All writes of a transaction.
@@ -15,7 +22,11 @@ CREATE VIEW written AS
 	SELECT op, count(*) AS writes
 	  FROM (SELECT op FROM claimed UNION ALL SELECT op FROM effect
 			UNION ALL SELECT op FROM step_effect UNION ALL SELECT op FROM guarded
-			UNION ALL SELECT op FROM ended) AS t
+			UNION ALL SELECT op FROM ended UNION ALL SELECT op FROM enqueued
+			UNION ALL SELECT op FROM delivered UNION ALL SELECT op FROM delivery_effect
+			UNION ALL SELECT op FROM given_back UNION ALL SELECT op FROM extended
+			UNION ALL SELECT op FROM redriven
+			UNION ALL SELECT op FROM purged UNION ALL SELECT op FROM configured) AS t
 	 GROUP BY op;
 
 -- What only the holder of a lease may commit.
@@ -147,8 +158,141 @@ CREATE VIEW violation_stuck AS
 	   AND seconds > 30
 	UNION ALL
 	SELECT NULL, pid::text, 'a lock is left' FROM pg_locks
-	 WHERE locktype = 'advisory' AND objsubid IN (18756, 18757);
+	 WHERE locktype = 'advisory' AND objsubid IN (18756, 18757, 18758);
 COMMENT ON VIEW violation_stuck IS 'no key is held longer than its lease, or its transaction';
+
+-- Every message that was enqueued, and what has become of it. Those that were thrown
+-- away are only counted.
+CREATE TABLE message AS
+	SELECT e.message, min(e.queue) AS queue, min(e.queue) LIKE '%/scrap' AS scrap, min(e.op) AS op,
+		   (SELECT count(*) FROM delivery_effect AS d WHERE d.message = e.message) AS effects,
+		   (SELECT count(*) FROM idem_message AS m WHERE m.id = e.message) AS waiting,
+		   (SELECT count(*) FROM idem_dead_letter AS l WHERE l.id = e.message) AS dead
+	  FROM enqueued AS e GROUP BY e.message;
+
+-- What only who has a message may commit.
+CREATE VIEW held_message AS
+	SELECT message, op, token, xid, 'effect' AS what FROM delivery_effect
+	UNION ALL SELECT message, op, token, xid, 'given back' FROM given_back
+	UNION ALL SELECT message, op, token, xid, 'extended' FROM extended;
+
+CREATE VIEW violation_message_lost AS
+	SELECT * FROM message WHERE effects + waiting + dead = 0 AND NOT scrap;
+COMMENT ON VIEW violation_message_lost IS 'every message that was enqueued is done, or dead, or there';
+
+CREATE VIEW violation_message_twice AS
+	SELECT m.*, (SELECT array_agg(op) FROM delivery_effect AS d WHERE d.message = m.message) AS ops
+	  FROM message AS m WHERE effects > 1 OR effects + waiting + dead > 1;
+COMMENT ON VIEW violation_message_twice IS 'a message is done once, and gone then';
+
+CREATE VIEW violation_message_of_nobody AS
+	SELECT t.* FROM (
+		SELECT message, op, enqueued_by FROM delivered
+		UNION ALL SELECT id, 'waiting', payload ->> 'op' FROM idem_message
+		UNION ALL SELECT id, 'dead', payload ->> 'op' FROM idem_dead_letter) AS t
+	 WHERE NOT EXISTS (SELECT FROM enqueued AS e
+						WHERE e.message = t.message AND e.op = t.enqueued_by AND e.duplicate IS NOT TRUE)
+	UNION ALL
+	SELECT message, op, 'not taken' FROM delivery_effect AS d
+	 WHERE NOT EXISTS (SELECT FROM delivered AS t WHERE t.message = d.message AND t.token = d.token);
+COMMENT ON VIEW violation_message_of_nobody IS 'there is no message but those that were enqueued';
+
+-- When somebody first got an answer of a key, at the latest, and how long it lasts.
+CREATE VIEW asked AS
+	SELECT queue, key, message, min(sent) AS sent, min(at) AS at, min(ttl) AS ttl, min(op) AS op
+	  FROM enqueued WHERE key IS NOT NULL
+	 GROUP BY queue, key, message;
+
+CREATE VIEW violation_message_key AS
+	SELECT queue, key, array_agg(DISTINCT message) AS messages, array_agg(op) AS ops
+	  FROM enqueued
+	 WHERE key NOT LIKE '%short-%'
+	 GROUP BY queue, key
+	HAVING count(DISTINCT message) > 1 OR count(*) FILTER (WHERE NOT duplicate) > 1
+	UNION ALL
+	SELECT a.queue, a.key, ARRAY[a.message, b.message], ARRAY[a.op, b.op]
+	  FROM asked AS a JOIN asked AS b ON a.queue = b.queue AND a.key = b.key AND a.message < b.message
+	 WHERE a.key LIKE '%short-%' AND b.at < a.sent + a.ttl AND NOT (SELECT clock_stepped FROM round);
+COMMENT ON VIEW violation_message_key IS 'a key enqueues one message within its time';
+
+-- As for keys: whoever takes a message over must know of all that its former holder
+-- ever commits; and a message that is done cannot be taken over.
+CREATE VIEW violation_message_stale AS
+	SELECT w.message, w.what, w.op, newer.op AS overtaken_by
+	  FROM held_message AS w
+	  JOIN delivered AS own ON own.message = w.message AND own.token = w.token
+	  JOIN delivered AS newer ON newer.message = w.message AND newer.token <> w.token
+	 WHERE newer.xid <> own.xid
+	   AND pg_visible_in_snapshot(own.xid, newer.seen)
+	   AND (w.what = 'effect' OR (newer.fresh AND NOT pg_visible_in_snapshot(w.xid, newer.seen)));
+COMMENT ON VIEW violation_message_stale IS 'nobody ends or extends what somebody else has taken over';
+
+-- A lease that was not given back runs its time, as far as the next one could know.
+-- What one transaction did is not ordered by its snapshots.
+CREATE VIEW violation_message_early AS
+	SELECT d.message, d.op, newer.op AS other, l.lease_until, newer.at
+	  FROM delivered AS d
+	  JOIN (SELECT message, token, lease_until, xid FROM delivered
+			UNION ALL SELECT message, token, lease_until, xid FROM extended) AS l USING (message, token)
+	  JOIN delivered AS newer ON newer.message = d.message AND newer.token <> d.token
+	 WHERE CASE WHEN d.xid = newer.xid THEN d.n < newer.n AND l.xid = d.xid
+				ELSE pg_visible_in_snapshot(d.xid, newer.seen) AND l.xid <> newer.xid
+					 AND pg_visible_in_snapshot(l.xid, newer.seen) END
+	   AND newer.at < l.lease_until AND NOT (SELECT clock_stepped FROM round)
+	   AND NOT EXISTS (SELECT FROM given_back AS g WHERE g.message = d.message AND g.token = d.token);
+COMMENT ON VIEW violation_message_early IS 'a message is not taken from whom it was lent to';
+
+CREATE VIEW violation_message_token AS
+	SELECT message, token, array_agg(op) AS ops
+	  FROM delivered GROUP BY message, token HAVING count(*) > 1;
+COMMENT ON VIEW violation_message_token IS 'every delivery of a message has a token of its own';
+
+CREATE VIEW violation_message_downstream AS
+	SELECT message, array_agg(DISTINCT downstream_key) AS keys
+	  FROM delivered GROUP BY message HAVING count(DISTINCT downstream_key) > 1;
+COMMENT ON VIEW violation_message_downstream IS 'a message shows others one key in all its attempts';
+
+-- Who takes one must find that those before it are done. Those that died are not in
+-- the way; redriven, they have another place.
+CREATE VIEW violation_message_order AS
+	SELECT later.queue, later.message_group, later.message, later.op, e.message AS earlier, e.op AS earlier_op
+	  FROM delivered AS later
+	  JOIN delivered AS d ON d.queue = later.queue AND d.message_group = later.message_group
+						 AND d.place < later.place
+	  JOIN delivery_effect AS e ON e.message = d.message AND e.token = d.token
+	 WHERE later.fresh
+	   AND CASE WHEN e.xid = later.xid THEN e.n > later.n OR e.op = 'drain' AND later.op = 'drain'
+				ELSE NOT pg_visible_in_snapshot(e.xid, later.seen) END;
+COMMENT ON VIEW violation_message_order IS 'the messages of a group are done one at a time, in order';
+
+CREATE VIEW violation_message_dead AS
+	SELECT l.id, l.owner, l.queue, l.attempt, l.max_attempts, l.history
+	  FROM idem_dead_letter AS l
+	 WHERE NOT (l.max_attempts <> 0 AND l.attempt >= CASE WHEN l.max_attempts > 0 THEN l.max_attempts ELSE
+				(SELECT min(c.max_attempts) FROM configured AS c WHERE c.queue = l.owner || '/' || l.queue) END)
+	   AND NOT EXISTS (SELECT FROM given_back AS g
+						WHERE g.message = l.id AND g.final AND g.op = l.history -> -1 -> 'error' ->> 'op');
+COMMENT ON VIEW violation_message_dead IS 'the dead have used up their attempts, or were given up';
+
+CREATE VIEW violation_message_attempts AS
+	SELECT d.message, d.op, d.attempt, e.max_attempts
+	  FROM delivered AS d JOIN enqueued AS e ON e.message = d.message AND e.op = d.enqueued_by
+	 WHERE d.attempt < 1 OR d.attempt > CASE e.max_attempts WHEN 0 THEN d.attempt ELSE
+			coalesce(e.max_attempts, (SELECT max(c.max_attempts) FROM configured AS c WHERE c.queue = d.queue)) END;
+COMMENT ON VIEW violation_message_attempts IS 'no message is taken more often than it may be';
+
+CREATE VIEW violation_message_stuck AS
+	SELECT id, owner, queue, message_group, attempt, due_at, lease_until, clock_timestamp() AS now
+	  FROM idem_message;
+COMMENT ON VIEW violation_message_stuck IS 'at the end the queues can be emptied';
+
+CREATE VIEW violation_message_sum AS
+	SELECT m.*, p.purged
+	  FROM (SELECT queue, count(*) AS enqueued, sum(effects) AS effects, sum(waiting) AS waiting,
+				   sum(dead) AS dead FROM message GROUP BY queue) AS m,
+		   LATERAL (SELECT coalesce(sum(messages), 0) AS purged FROM purged AS p WHERE p.queue = m.queue) AS p
+	 WHERE enqueued <> effects + waiting + dead + purged;
+COMMENT ON VIEW violation_message_sum IS 'the numbers of messages add up';
 
 -- The clients note here what none of them may be told.
 CREATE VIEW violation_error AS

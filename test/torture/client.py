@@ -87,6 +87,11 @@ class Transaction:
                    self.op, *columns.values())
         self.writes += 1
 
+    def roll_back(self):
+        """As if it had failed: it is tried again."""
+        self.query('ROLLBACK')
+        raise Failed('40001')
+
     @contextmanager
     def savepoint(self, rollback):
         """A savepoint, to be rolled back or released."""
@@ -274,8 +279,7 @@ class Client:
             if self.chance(0.01):
                 self.pause(self.luck.choice((0.02, 0.2)))
             if self.chance(0.02):
-                self.query('ROLLBACK')
-                raise Failed('40001')   # try again, as if it had been one
+                trans.roll_back()
             trans.committing = True
             if prepare:
                 self.prepare(trans)
@@ -291,11 +295,22 @@ class Client:
                     self.query('ROLLBACK')
                 except (Failed, Lost):
                     self.disconnect()
-            if failure.sqlstate not in MISFORTUNE and failure.sqlstate not in expected:
-                self.note('strange', sqlstate=failure.sqlstate, detail=str(failure.__cause__))
+            self.judge(failure, expected)
             raise
         except (Lost, Vanished):
             self.note('unknown' if trans.committing else 'aborted')
+            raise
+
+    def judge(self, failure, expected=()):
+        if failure.sqlstate not in MISFORTUNE and failure.sqlstate not in expected:
+            self.note('strange', sqlstate=failure.sqlstate, detail=str(failure.__cause__))
+
+    def by_itself(self, text, *arguments):
+        """A statement that may not be in a transaction block."""
+        try:
+            return self.query(text, *arguments)
+        except Failed as failure:
+            self.judge(failure)
             raise
 
     def commit(self, trans):

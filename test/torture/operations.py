@@ -4,6 +4,7 @@ An operation takes the client and the plan, a generator of random numbers that i
 the same on every try of the request. To add one, write a function and mark it
 with its weight; whatever must be checked of it goes into the tables of schema.sql
 in the same transaction, or into the history, and into check.sql.
+Those on queues are in queues.py.
 
 Keys come in three kinds, which check.sql tells apart by name:
 

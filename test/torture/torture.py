@@ -26,9 +26,11 @@ import psycopg2
 import client
 import faults
 import operations
+import queues
 import server
 
 ROUND = 40                              # seconds, or somewhat less or more
+TABLES = ['idem_key', 'idem_step', 'idem_message', 'idem_dead_letter', 'idem_queue']
 HERE = pathlib.Path(__file__).parent
 
 
@@ -83,6 +85,14 @@ def execute(run, text, *arguments):
         return cursor.fetchall() if cursor.description else []
 
 
+def for_each_role(run, function):
+    """Calls it with a cursor, and with the role that the cursor has."""
+    for role in ('alice', 'bob'):
+        with closing(run.server.connect()) as connection, connection.cursor() as cursor:
+            cursor.execute(f'SET SESSION AUTHORIZATION {role}')
+            function(cursor, role)
+
+
 def settle(run, history, rng, age=None):
     """Nobody else may do the second half of a two-phase commit that was left."""
     for gid, in execute(run, 'SELECT gid FROM pg_prepared_xacts'
@@ -110,6 +120,7 @@ def play(run, number, seconds, clock):
     execute(run, (HERE / 'schema.sql').read_text())
     execute(run, 'INSERT INTO torture.round VALUES (%s, %s)', clock,
             f'{operations.LONGEST_LEASE} s')
+    for_each_role(run, queues.begin)
 
     shared = Shared(run, seed)
     processes = [multiprocessing.Process(target=client.run, args=(shared, i))
@@ -154,7 +165,8 @@ def play(run, number, seconds, clock):
 
 
 def close(run, settled):
-    """Collect the histories, wait for the last leases, and look at every key."""
+    """Collect the histories, wait for the last leases, drain the queues, and look at
+    every key."""
     for i in range(run.clients):
         with closing(run.server.connect()) as connection, connection.cursor() as cursor, \
                 open(run.directory / f'history.{i}', newline='') as file:
@@ -166,6 +178,7 @@ def close(run, settled):
     while not (over := execute(run, 'SELECT count(*) = 0 FROM idem_in_flight WHERE NOT overdue')[0][0]) \
             and time.monotonic() < deadline:
         time.sleep(0.05)
+    for_each_role(run, queues.drain)
     execute(run, """
         CREATE TABLE torture.name AS
         SELECT DISTINCT id, split_part(id, '/', 1) AS role, split_part(id, '/', 2) AS scope,
@@ -209,10 +222,10 @@ def sound(run):
     try:
         rows = execute(run, """
             SELECT c.relname, v.msg FROM pg_class AS c, LATERAL verify_heapam(c.oid) AS v
-             WHERE c.relname IN ('idem_key', 'idem_step')""")
+             WHERE c.relname = ANY (%s)""", TABLES)
         execute(run, """
             SELECT bt_index_check(i.indexrelid, true) FROM pg_index AS i
-             WHERE i.indrelid::regclass::text IN ('idem_key', 'idem_step')""")
+             WHERE i.indrelid::regclass::text = ANY (%s)""", TABLES)
         return rows
     except psycopg2.Error as error:
         return [(str(error),)]
@@ -221,6 +234,22 @@ def sound(run):
 def count(run, column, condition):
     return dict(execute(run, f'SELECT {column}, count(*) FROM torture.history'
                         f' WHERE {condition} GROUP BY 1'))
+
+
+def messages(run):
+    """How much of the queues' work there was to judge."""
+    (counts,), = execute(run, """
+        SELECT json_build_object(
+            'enqueued', (SELECT count(DISTINCT message) FROM torture.enqueued),
+            'taken', (SELECT count(*) FROM torture.delivered),
+            'taken again', (SELECT count(*) FROM torture.delivered WHERE attempt > 1),
+            'given back', (SELECT count(*) FROM torture.given_back),
+            'done', (SELECT count(*) FROM torture.delivery_effect),
+            'done at the end', (SELECT count(*) FROM torture.delivery_effect WHERE op = 'drain'),
+            'dead', (SELECT count(*) FROM idem_dead_letter),
+            'redriven', (SELECT coalesce(sum(messages), 0) FROM torture.redriven),
+            'purged', (SELECT coalesce(sum(messages), 0) FROM torture.purged))""")
+    return counts
 
 
 def listing(counts):
@@ -283,6 +312,7 @@ def main():
             report.note('  requests: ' + listing(count(run, 'detail', "event = 'request'")))
             report.note('  outcomes: ' + listing(count(run, 'detail', "event = 'answer'")))
             report.note('  errors: ' + listing(count(run, 'sqlstate', 'sqlstate IS NOT NULL')))
+            report.note('  messages: ' + listing(messages(run)))
             report.note('  faults: ' + listing(counts))
             report.test(not died, f'{label}: no client has failed', [died] if died else [])
             report.test(over, f'{label}: all leases run out')

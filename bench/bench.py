@@ -14,8 +14,8 @@ import psycopg2
 
 import measure
 import report
-from cases import GROUPS, LARGE_SETTINGS, QUICK, SETTINGS, SMALL, Plan, count
-from stores import TABLE, Large, Small, connect
+from cases import GROUPS, LARGE_SETTINGS, QUICK, SETTINGS, SMALL, SNAPSHOT_SETTINGS, WINDOWS, Plan, count
+from stores import TABLE, Large, Queues, Small, connect
 from variants import EXPIRE, script
 
 SANDBOX = os.environ["SANDBOX"]
@@ -30,6 +30,8 @@ def chosen_plan():
                              ("KEYS_PRESENT", ("largest",))):
         if os.environ.get(variable):
             changes.update(dict.fromkeys(fields, int(os.environ[variable])))
+    if "seconds" in changes:
+        changes["seconds_snapshot"] = 10 * changes["seconds"]
     return replace(plan, **changes), not changes
 
 
@@ -81,13 +83,14 @@ class Run:
             postmaster = int(file.readline())
         self.meter = measure.Meter(self.admin, postmaster)
         self.small = Small(self.admin)
+        self.queues = Queues(self.admin)
         self.large = None
         self.present = None
 
     def store_for(self, group_cases, case, variant):
         if not case.large:
             self.leave_large()
-        if not case.large or "@" in variant:
+        if not case.large or variant.endswith("@small"):
             return self.small
         wanted = (case.key, case.present)
         if self.present != wanted:
@@ -105,17 +108,38 @@ class Run:
         self.large = self.present = None
 
     def seconds(self, case):
-        if case.operation in ("stored", "expiry"):
+        if case.operation in ("stored", "expiry", "queue-effect"):
             return 0                            # so many keys, however long it takes
+        if case.operation == "queue-snapshot":
+            return self.plan.seconds_snapshot
         if case.long:
             return self.plan.seconds_long
         writes_large = case.large and case.operation == "fresh"
         return self.plan.seconds_large if writes_large else self.plan.seconds
 
+    def queue(self, case, variant):
+        name, _, small = variant.partition("@")
+        store, text, seconds = self.queues, script(case, name), self.seconds(case)
+        self.leave_large()
+        if small:
+            case = replace(case, present=SMALL)
+        if case.operation == "queue-effect":    # nothing is enqueued meanwhile
+            store.prepare(replace(case, present=self.plan.messages + SMALL), name)
+            return measure.measure(self.meter, store, case, text, keys=self.plan.messages)
+        store.prepare(case, name)
+        if case.operation == "queue-snapshot":
+            with store.old_snapshot():
+                result = measure.measure(self.meter, store, case, text, seconds, windows=WINDOWS)
+            result["found_nothing"] = round((store.waiting(name) - case.present) / result["n"], 4)
+            return result
+        return measure.measure(self.meter, store, case, text, seconds)
+
     def one(self, cases, case, variant):
+        if case.queue:
+            return self.queue(case, variant)
         seconds = self.seconds(case)
         store = self.store_for(cases, case, variant)
-        if "@" in variant:
+        if case.large and store is self.small:
             case = replace(case, present=SMALL)
         store.prepare(case)
         text = script(case, variant.split("@")[0])
@@ -124,14 +148,12 @@ class Run:
         if case.operation == "expiry":
             return measure.expiry(self.meter, store, case, text, EXPIRE.get(variant), TABLE.get(variant),
                                   self.plan.keys)
-        if case.operation == "horizon":
-            return measure.horizon(self.meter, store, case, text, seconds, self.plan.windows)
         return measure.measure(self.meter, store, case, text, seconds)
 
     def case(self, cases, group, case):
         rounds = self.plan.rounds_target if case.target else self.plan.rounds
-        if case.operation == "horizon":
-            rounds = 1                          # it takes minutes, and goes by trends
+        if case.operation == "queue-snapshot":
+            rounds = 1
         variants = case.variants.split()
         print(f"{group}: {case.name}: {rounds} x {case.variants}", flush=True)
         results = []
@@ -159,6 +181,7 @@ def main():
         "postgresql": run.meter.value("SELECT version()")[0],
         "settings": server_settings(run.admin),
         "settings_large": LARGE_SETTINGS,
+        "settings_snapshot": SNAPSHOT_SETTINGS,
         "plan": asdict(plan),
         "cases": [],
     }

@@ -7,8 +7,6 @@ What the variants send to the server is in variants.py, key by key and word by w
 
 from dataclasses import dataclass, field
 
-from variants import QUEUE
-
 # The server. All else is as initdb leaves it; what differs goes into the results.
 SETTINGS = {
     "shared_buffers": "512MB",
@@ -20,6 +18,8 @@ SETTINGS = {
 }
 # ... but with large tables they come as they would, from a full page image to the next.
 LARGE_SETTINGS = {"max_wal_size": "1GB"}
+# With an old snapshot it is the point that VACUUM cannot help, so it may try.
+SNAPSHOT_SETTINGS = {"autovacuum": "on", "autovacuum_naptime": "10s"}
 
 SMALL = 1000                            # keys present unless a case says more
 SMALL_MOST = 100_000                    # up to here the table is made anew for every measurement
@@ -33,14 +33,17 @@ class Plan:
     seconds: int = 4                    # of each measurement
     seconds_large: int = 15             # with a large table
     seconds_long: int = 45              # where full-page images count: some checkpoints
-    windows: int = 7                    # of seconds_long each, while an old snapshot is held
+    seconds_snapshot: int = 300         # with an old snapshot, in one round of WINDOWS
     rounds: int = 3
     rounds_target: int = 5              # of cases that a target is set for
     keys: int = 100_000                 # written in the cases "stored" and "expiry"
+    messages: int = 40_000              # taken in the case "queue-effect"
     largest: int = 10_000_000           # keys present at most
 
 
-QUICK = Plan(True, 2, 5, 5, 2, 1, 2, 20_000, 300_000)
+QUICK = Plan(True, 2, 5, 5, 15, 1, 2, 20_000, 5_000, 300_000)
+
+WINDOWS = 30                            # parts of a run with an old snapshot: 10 s each
 
 
 @dataclass
@@ -52,19 +55,23 @@ class Case:
     clients: int = 8
     sync: bool = False                  # synchronous_commit
     key: str = "random"                 # or ordered, text: see variants.KEYS
-    present: int = SMALL
+    present: int = SMALL                # keys, or messages that wait
     target: bool = False
     quick: bool = False                 # part of the short form
     long: bool = False                  # seconds_long each
     large: bool = field(init=False)
 
     def __post_init__(self):
-        self.large = self.present > SMALL_MOST and self.operation not in QUEUE
+        self.large = self.present > SMALL_MOST
 
     @property
     def per(self):
-        """How many keys a transaction has."""
-        return 100 if self.operation in ("batch", "messages") else 1
+        """How many keys or messages a transaction has."""
+        return 100 if self.operation in ("batch", "queue-batch") else 1
+
+    @property
+    def queue(self):
+        return self.operation.split("-")[0] == "queue"
 
     @property
     def name(self):
@@ -72,8 +79,8 @@ class Case:
             [self.operation]
             + [f"{self.clients} client" + "s" * (self.clients > 1)]
             + (["synchronous commit"] if self.sync else [])
-            + ([f"{self.key} keys"] if self.key != "random" or self.large else [])
-            + ([f"{count(self.present)} {'messages' if self.operation in QUEUE else 'keys'} present"]
+            + ([f"{self.key} keys"] if self.key != "random" or self.large and not self.queue else [])
+            + ([f"{count(self.present)} {'messages waiting' if self.queue else 'keys present'}"]
                if self.present > SMALL else []))
 
 
@@ -86,6 +93,7 @@ def count(number):
 
 
 ALL = "empty floor idem hand lean uuid plpgsql"
+QUEUES = "empty idem hand pgmq statements"
 
 GROUPS = {
     # a key that is new: claim and finish in a transaction
@@ -133,18 +141,6 @@ GROUPS = {
     "expiry": [
         Case("expiry", "empty idem hand", target=True, quick=True),
     ],
-    # messages in, out and done; their number stays what it is
-    "queue": [
-        Case("message", "empty idem skip mq mq_sql", target=True, quick=True),
-        *[Case("message", "idem skip mq mq_sql", clients) for clients in (1, 32)],
-        Case("message", "idem skip mq mq_sql", sync=True),
-        Case("messages", "idem skip mq mq_sql", target=True, quick=True),
-        Case("messages", "idem skip mq mq_sql", 1),
-        Case("enqueue", "idem skip mq mq_sql"),
-        Case("message", "idem idem@small skip mq", present=100_000),
-        Case("message", "idem idem@small skip mq", present=1_000_000, target=True),
-        Case("horizon", "idem skip mq", long=True, quick=True),
-    ],
     # large tables
     "size": [
         Case("fresh", "idem hand floor idem@small", key="random", present=1_000_000),
@@ -152,6 +148,21 @@ GROUPS = {
         Case("fresh", "idem hand idem@small", key="random", present=10_000_000, long=True, quick=True),
         Case("replay", "idem select", key="random", present=10_000_000, quick=True),
         Case("fresh", "idem hand idem@small", key="ordered", present=10_000_000),
+    ],
+    # messages: enqueue, dequeue, and ack, a transaction each; as many wait at the end as
+    # at the beginning
+    "queue": [
+        Case("queue", QUEUES, target=True, quick=True),
+        Case("queue", QUEUES, sync=True, target=True),
+        *[Case("queue", QUEUES, clients, sync) for sync in (False, True) for clients in (1, 32)],
+        Case("queue-batch", QUEUES, present=10_000, target=True, quick=True),
+        Case("queue-batch", QUEUES, present=10_000, sync=True),
+        Case("queue-in", QUEUES, quick=True),
+        Case("queue-effect", QUEUES + " direct", quick=True),
+        Case("queue-depth", "empty idem hand pgmq statements idem@small", present=100_000),
+        Case("queue-depth", "empty idem hand pgmq statements idem@small", present=1_000_000, target=True,
+             quick=True),
+        Case("queue-snapshot", "idem hand pgmq statements", quick=True),
     ],
 }
 
@@ -168,6 +179,7 @@ class Target:
     less: bool = True                   # at most the limit, or at least
     over: str = ""                      # the variant whose costs are subtracted from both
     clients: int = 8
+    sync: bool = False
     present: int = SMALL
     judged: bool = True                 # or only shown
     ours: str = "idem"
@@ -196,18 +208,19 @@ TARGETS = [
            less=False, present=10_000_000),
     Target("10 M keys present, WAL bytes of a fresh random key", "fresh", "wal_bytes", "hand", 0.5,
            present=10_000_000),
-    *[Target("one message in, out, done: throughput", "message", "tps", against, 1.0, less=False)
-      for against in ("skip", "mq", "mq_sql")],
-    *[Target("100 messages in, out, done: throughput", "messages", "tps", against, 1.0, less=False)
-      for against in ("skip", "mq", "mq_sql")],
-    Target("1 M messages present, throughput", "message", "tps", "idem@small", 0.9, less=False,
-           present=1_000_000),
-    Target("an old snapshot held for five minutes, throughput that is left", "horizon", "kept", "", 0.8,
-           less=False),
     Target("bytes stored per key, table and index", "stored", "stored_bytes", "hand", 0.75),
     Target("expiry of a key, CPU", "expiry", "expire_cpu_us", "claim:cpu_us", 0.15, over="empty"),
     Target("expiry of a key, WAL records", "expiry", "expire_wal_records", "claim:wal_records", 0.15,
            over="empty"),
+    *[Target(f"{text}, throughput", operation, "tps", against, 1, less=False, sync=sync, present=present)
+      for text, operation, sync, present in (
+          ("message, asynchronous commit", "queue", False, SMALL),
+          ("message, synchronous commit", "queue", True, SMALL),
+          ("batch of 100 messages", "queue-batch", False, 10_000))
+      for against in ("hand", "pgmq", "statements")],
+    Target("1 M messages waiting, throughput", "queue-depth", "tps", "idem@small", 0.9, less=False,
+           present=1_000_000),
+    Target("an old snapshot, fall of the throughput", "queue-snapshot", "fall", "", 0.2),
 ]
 
 # From the results of bench/peers, if they are there: flows a second, ours to theirs.

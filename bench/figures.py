@@ -17,7 +17,7 @@ def load(path):
 
 def name_of(variant):
     base, _, where = variant.partition("@")
-    return NAMES[base] + (f", {count(SMALL)} keys present" if where else "")
+    return NAMES[base] + (f", {count(SMALL)} present" if where else "")
 
 
 def cost(figures, variant, metric, over=""):
@@ -56,7 +56,7 @@ def find(results, operation, key="random", **wanted):
 
 def case_of(results, target):
     """The case of a target; if the run has no table so large, the largest."""
-    exact = find(results, target.operation, clients=target.clients, present=target.present)
+    exact = find(results, target.operation, clients=target.clients, present=target.present, sync=target.sync)
     if exact or target.present <= SMALL_MOST:
         return exact[0] if exact else None
     return max((case for case in find(results, target.operation, clients=target.clients) if case["large"]),

@@ -10,6 +10,12 @@ A result has, per transaction unless it says otherwise:
     wal_records, wal_fpi
     dead_made, dead   row versions outlived, and dead rows that are left of them
     table_bytes, index_bytes
+
+With an old snapshot also
+
+    per_window        transactions a second, in each window of the run
+    fall              by which part of the first window the last one is below it
+    found_nothing     of all transactions, those that found no message, though many wait
 """
 
 import array
@@ -18,6 +24,7 @@ import os
 import re
 import subprocess
 import time
+from collections import Counter
 
 TICK = 1_000_000 / os.sysconf("SC_CLK_TCK")
 CORES = os.cpu_count()
@@ -67,21 +74,37 @@ def spent(before, after, n):
     return {name: round((after[name] - before[name]) / n, 4) for name in before}
 
 
-def percentiles(prefix):
-    """Of all transactions in pgbench's logs, which are removed."""
-    times = array.array("q")
+def logged(prefix):
+    """Of all transactions in pgbench's logs, which are removed: how long they took, and when they ended."""
+    times, ends = array.array("q"), array.array("q")
     for name in glob.glob(prefix + ".*"):
         with open(name, encoding="ascii") as file:
-            times.extend(int(line.split(" ", 3)[2]) for line in file)
+            for line in file:
+                _, _, time_us, _, epoch, us = line.split(" ")[:6]
+                times.append(int(time_us))
+                ends.append(int(epoch) * 1_000_000 + int(us))
         os.remove(name)
     if not times:
         raise Failed("pgbench has logged nothing")
+    return times, ends
+
+
+def percentiles(times):
     times = sorted(times)
     return {name: times[min(len(times) - 1, int(len(times) * part))]
             for name, part in (("p50_us", 0.5), ("p99_us", 0.99), ("p999_us", 0.999))}
 
 
-def pgbench(case, text, database, seconds=0, keys=0):
+def per_window(times, ends, seconds, windows):
+    """Transactions a second in each part of a run, and by how much the last is below the first."""
+    begun = min(end - time for time, end in zip(times, ends))
+    length = seconds * 1_000_000 / windows
+    numbers = Counter(int((end - begun) // length) for end in ends)
+    rates = [round(numbers[i] / length * 1_000_000, 1) for i in range(windows)]
+    return {"per_window": rates, "fall": round(1 - rates[-1] / rates[0], 4) if rates[0] else 1}
+
+
+def pgbench(case, text, database, seconds=0, keys=0, windows=0):
     """Runs a script for some seconds, or for a number of transactions; what pgbench says."""
     scratch = os.path.join(os.environ["SANDBOX"], "pgbench")
     with open(scratch + ".sql", "w", encoding="ascii") as file:
@@ -101,31 +124,23 @@ def pgbench(case, text, database, seconds=0, keys=0):
         "n": int(re.search(r"^number of transactions actually processed: (\d+)", head, re.M)[1]),
         "tps": float(re.search(r"^tps = ([0-9.]+)", head, re.M)[1]),
     }
-    result.update(percentiles(scratch + "-log"))
+    times, ends = logged(scratch + "-log")
+    result.update(percentiles(times))
+    if windows:
+        result.update(per_window(times, ends, seconds, windows))
     latency = re.search(r"^latency average = ([0-9.]+) ms", head, re.M)
     return result, float(latency[1]) * 1000, [
         float(line.split()[0]) * 1000 for line in commands.splitlines()[1:]]
 
 
-def measure(meter, store, case, script, seconds=0, keys=0):
+def measure(meter, store, case, script, seconds=0, keys=0, windows=0):
     text, prelude = script
     before = meter.read(store)
-    result, latency, commands = pgbench(case, text, store.name, seconds, keys)
+    result, latency, commands = pgbench(case, text, store.name, seconds, keys, windows)
     after = meter.read(store)
     result.update(latency_us=latency, call_us=round(latency - sum(commands[:prelude]), 1))
     result.update(spent(before, after, result["n"]))
     return result
-
-
-def horizon(meter, store, case, script, seconds, windows):
-    """Window after window while somebody holds a snapshot from before: VACUUM removes
-    nothing. "kept" is the throughput of the last one, as a share of the first."""
-    store.autovacuum(True)
-    with store.snapshot():
-        results = [measure(meter, store, case, script, seconds) for _ in range(windows)]
-    store.autovacuum(False)
-    rates = [result["tps"] for result in results]
-    return dict(results[-1], windows_tps=rates, kept=round(rates[-1] / rates[0], 3))
 
 
 def stored(meter, store, case, script, keys):

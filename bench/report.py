@@ -24,10 +24,12 @@ OPERATIONS = {
     "steps": "A lease, five steps, each of them asked for and committed, and the finish",
     "stored": "What a key takes on disk",
     "expiry": "Expiry",
-    "message": "A message: in, out on lease, done; a transaction each",
-    "messages": "The same, 100 messages at a time",
-    "enqueue": "A message: in",
-    "horizon": "Messages while somebody holds an old snapshot",
+    "queue": "A message: enqueue, dequeue, ack, a transaction each",
+    "queue-batch": "The same by 100 messages at a time; figures are of a hundred",
+    "queue-in": "Enqueue only",
+    "queue-effect": "Dequeue, an INSERT and ack in one transaction",
+    "queue-depth": "Enqueue, dequeue, ack with many messages waiting",
+    "queue-snapshot": "The same while an old snapshot is held; CPU is with autovacuum's",
 }
 
 
@@ -120,6 +122,21 @@ def expiry_table(case):
     return table(rows)
 
 
+def snapshot_table(case):
+    """The first three windows, and the last three, of the first round."""
+    figures = case["rounds"][0]
+    shown = (0, 1, 2, -3, -2, -1)
+    length = case["seconds"] / len(figures["idem"]["per_window"])
+    last = len(figures["idem"]["per_window"])
+    rows = [(f"a second, in window … of {length:g} s", *(str(1 + i % last) for i in shown), "fall",
+             "found nothing")]
+    for variant in case["variants"].split():
+        of = figures[variant]
+        rows.append((bold(variant), *(number(of["per_window"][i]) for i in shown), f"{of['fall']:.0%}",
+                     f"{of['found_nothing']:.2%}"))
+    return table(rows)
+
+
 def slower(results):
     """Where somebody else does better, by the median; and whether in all rounds."""
     rows = [("case", "against", "what", "ours to theirs")]
@@ -175,7 +192,8 @@ has every statement, `{results["file"]}` every round.
 - Each measurement begins with a CHECKPOINT. With small tables none comes after it; with large ones
   ({large}) they come as they would.
 - Commit is asynchronous unless a case says otherwise; `fsync` is {results["settings"]["fsync"]} throughout.
-  There is no autovacuum: what it would spend on dead rows is not in the figures of those who make them.
+  There is no autovacuum, but beside an old snapshot: what it would spend on dead rows is not in the figures
+  of those who make them.
 - CPU is that of the backends. Its ratios are of what is left after the empty transaction with the same round
   trips, the making of the key included. *Time* is the latency without the making of the key.
 - Keys are of 36 bytes: random (UUIDv4), ordered (as UUIDv7), or text that is no UUID. Unless a case says
@@ -215,12 +233,16 @@ def write(path):
             shown = case["operation"]
             parts.append(f"### {OPERATIONS[shown]}\n")
         rounds = len(case["rounds"])
-        what = f"of {case['seconds']} s" if case["seconds"] else f"of {results['plan']['keys']} keys"
+        what = (f"of {case['seconds']} s" if case["seconds"] else
+                f"of {results['plan']['messages']} messages" if shown == "queue-effect" else
+                f"of {results['plan']['keys']} keys")
         parts.append(f"**{case['name']}**, {rounds} round{'s' * (rounds > 1)} {what}\n")
         if shown == "stored":
             parts.append(stored_table(case))
             continue
         parts.append(expiry_table(case) if shown == "expiry" else case_table(case))
+        if shown == "queue-snapshot":
+            parts.append(snapshot_table(case))
         if shown != "expiry":
             parts.append(ratio_table(case))
     with open(os.path.join(place, "report.md"), "w", encoding="utf-8") as file:

@@ -86,47 +86,101 @@ CREATE TABLE orders (
 	at timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 
--- A queue as people write it: rows with a state, taken by SKIP LOCKED.
+-- A queue by hand: jobs that are ready are found by a partial index, one who takes a job
+-- changes its state. A table for the one queue, and its attempts are the token.
 CREATE TABLE job (
 	id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-	payload jsonb NOT NULL,
 	state text NOT NULL DEFAULT 'ready',
 	run_at timestamptz NOT NULL DEFAULT clock_timestamp(),
-	attempts int NOT NULL DEFAULT 0,
-	locked_until timestamptz
+	enqueued_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+	attempt int NOT NULL DEFAULT 0,
+	locked_until timestamptz,
+	payload jsonb NOT NULL
 );
-CREATE INDEX ON job (run_at, id) WHERE state = 'ready';
+CREATE INDEX ON job (run_at) WHERE state = 'ready';
 
--- The method of pgmq: a time from which on a message is visible, which a read puts off;
--- by functions that put the name of the queue into the statement.
-CREATE TABLE mq (
+-- The method of pgmq: a table for each queue, and functions that make their statements of
+-- its name.
+CREATE TABLE mq_bench (
 	msg_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
 	read_ct int NOT NULL DEFAULT 0,
 	enqueued_at timestamptz NOT NULL DEFAULT now(),
-	vt timestamptz NOT NULL DEFAULT clock_timestamp(),
-	message jsonb
+	vt timestamptz NOT NULL,
+	message jsonb,
+	headers jsonb
 );
-CREATE INDEX ON mq (vt);
+CREATE INDEX ON mq_bench (vt);
 
-CREATE FUNCTION mq_send(queue text, messages jsonb[]) RETURNS SETOF bigint LANGUAGE plpgsql AS $$
+CREATE TYPE mq_message AS (
+	msg_id bigint, read_ct int, enqueued_at timestamptz, vt timestamptz, message jsonb, headers jsonb
+);
+
+CREATE FUNCTION mq_table(queue text) RETURNS text LANGUAGE plpgsql AS $$
 BEGIN
-	RETURN QUERY EXECUTE format(
-		'INSERT INTO %I (message) SELECT unnest($1) RETURNING msg_id', queue) USING messages;
+	IF queue !~ '^[[:alnum:]_]+$' THEN
+		RAISE EXCEPTION 'not the name of a queue: %', queue;
+	END IF;
+	RETURN 'mq_' || lower(queue);
 END $$;
 
-CREATE FUNCTION mq_read(queue text, n int) RETURNS SETOF mq LANGUAGE plpgsql AS $$
+CREATE FUNCTION mq_send_at(queue text, message jsonb, headers jsonb, vt timestamptz) RETURNS SETOF bigint
+LANGUAGE plpgsql AS $$
 BEGIN
-	RETURN QUERY EXECUTE format(
-		'WITH next AS (SELECT msg_id FROM %1$I WHERE vt <= clock_timestamp()
-			ORDER BY msg_id LIMIT $1 FOR UPDATE SKIP LOCKED)
-		UPDATE %1$I AS m SET vt = clock_timestamp() + ''30 s'', read_ct = m.read_ct + 1
-		FROM next WHERE m.msg_id = next.msg_id RETURNING m.*', queue) USING n;
+	RETURN QUERY EXECUTE format('INSERT INTO %I (vt, message, headers) VALUES ($1, $2, $3) RETURNING msg_id',
+		mq_table(queue)) USING vt, message, headers;
 END $$;
 
-CREATE FUNCTION mq_delete(queue text, ids bigint[]) RETURNS SETOF bigint LANGUAGE plpgsql AS $$
+CREATE FUNCTION mq_send(queue text, message jsonb) RETURNS SETOF bigint LANGUAGE sql AS $$
+SELECT * FROM mq_send_at(queue, message, NULL, clock_timestamp())
+$$;
+
+CREATE FUNCTION mq_send_batch_at(queue text, messages jsonb[], vt timestamptz) RETURNS SETOF bigint
+LANGUAGE plpgsql AS $$
 BEGIN
 	RETURN QUERY EXECUTE format(
-		'DELETE FROM %I WHERE msg_id = ANY ($1) RETURNING msg_id', queue) USING ids;
+		'INSERT INTO %I (vt, message, headers) SELECT $1, unnest($2), NULL RETURNING msg_id',
+		mq_table(queue)) USING vt, messages;
+END $$;
+
+CREATE FUNCTION mq_send_batch(queue text, messages jsonb[]) RETURNS SETOF bigint LANGUAGE sql AS $$
+SELECT * FROM mq_send_batch_at(queue, messages, clock_timestamp())
+$$;
+
+CREATE FUNCTION mq_read(queue text, seconds int, number int) RETURNS SETOF mq_message LANGUAGE plpgsql AS $$
+BEGIN
+	RETURN QUERY EXECUTE format(
+		'WITH c AS (SELECT msg_id FROM %1$I WHERE vt <= clock_timestamp() ORDER BY msg_id LIMIT $1
+			FOR UPDATE SKIP LOCKED)
+		UPDATE %1$I AS m SET vt = clock_timestamp() + %2$L, read_ct = read_ct + 1
+		FROM c WHERE m.msg_id = c.msg_id
+		RETURNING m.msg_id, m.read_ct, m.enqueued_at, m.vt, m.message, m.headers',
+		mq_table(queue), make_interval(secs => seconds)) USING number;
+END $$;
+
+CREATE FUNCTION mq_delete(queue text, id bigint) RETURNS boolean LANGUAGE plpgsql AS $$
+DECLARE
+	deleted bigint;
+BEGIN
+	EXECUTE format('DELETE FROM %I WHERE msg_id = $1 RETURNING msg_id', mq_table(queue)) INTO deleted USING id;
+	RETURN deleted IS NOT NULL;
+END $$;
+
+CREATE FUNCTION mq_delete_batch(queue text, ids bigint[]) RETURNS SETOF bigint LANGUAGE plpgsql AS $$
+BEGIN
+	RETURN QUERY EXECUTE format('DELETE FROM %I WHERE msg_id = ANY ($1) RETURNING msg_id', mq_table(queue))
+		USING ids;
+END $$;
+
+-- Messages that wait.
+CREATE PROCEDURE fill_queue(total bigint, payload jsonb) LANGUAGE plpgsql AS $$
+DECLARE
+	chunk CONSTANT int := 10000;
+BEGIN
+	FOR start IN 0 .. total - 1 BY chunk LOOP
+		PERFORM FROM idem_enqueue_many('bench',
+			array_fill(payload, ARRAY[least(chunk, total - start)::int]));
+		COMMIT;
+	END LOOP;
 END $$;
 
 -- The keys that are there before a case begins. The first two are repeated by number,

@@ -12,8 +12,8 @@ import time
 import psycopg2
 import psycopg2.extensions
 
-from cases import LARGE_SETTINGS, SETTINGS, SMALL
-from variants import PAYLOAD, QUEUE, RESPONSE
+from cases import LARGE_SETTINGS, SETTINGS, SMALL, SNAPSHOT_SETTINGS
+from variants import PAYLOAD, RESPONSE
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 
@@ -31,12 +31,13 @@ FILL = {
              "SELECT now() + '24 hours', now(), now(), KEY::uuid, 10, '', NULL, RESPONSE",
 }
 
-# And how queues are.
-FILL_QUEUE = (
-    "SELECT count(idem_enqueue('q', PAYLOAD)) FROM generate_series(1, %s)",
-    "INSERT INTO job (payload) SELECT PAYLOAD FROM generate_series(1, %s)",
-    "INSERT INTO mq (message) SELECT PAYLOAD FROM generate_series(1, %s)",
-)
+# The tables of queues, and how they are filled; ours is by its functions.
+FILL_QUEUE = {
+    "job": "INSERT INTO job (payload) SELECT PAYLOAD FROM generate_series(1, %s)",
+    "mq_bench": "INSERT INTO mq_bench (vt, message) SELECT clock_timestamp(), PAYLOAD FROM generate_series(1, %s)",
+    "idem_message": "CALL fill_queue(%s, PAYLOAD)",
+}
+QUEUE_TABLE = {"idem": "idem_message", "hand": "job", "direct": "job", "pgmq": "mq_bench", "statements": "mq_bench"}
 
 UUIDS = ("floor", "lean_uuid")          # where a key is a UUID or nothing
 
@@ -108,20 +109,7 @@ class Store:
             return int(file.read().split()[0]) / 1000
 
     def vacuum(self):
-        self.execute("VACUUM (ANALYZE) idem_key, idem_step, idem_message, job, mq, orders, " + ", ".join(FILL))
-
-    def autovacuum(self, on):
-        configure(self.admin, {"autovacuum": "on" if on else "off", "autovacuum_naptime": "5s"})
-
-    @contextlib.contextmanager
-    def snapshot(self):
-        """Somebody who has looked, and does not end his transaction."""
-        connection = psycopg2.connect(dbname=self.name, application_name="holder")
-        connection.set_session(isolation_level="REPEATABLE READ")
-        with connection.cursor() as cursor:
-            cursor.execute("SELECT count(*) FROM orders")
-        yield
-        connection.close()
+        self.execute("VACUUM (ANALYZE) idem_key, idem_step, orders, " + ", ".join(FILL))
 
 
 class Small(Store):
@@ -132,7 +120,7 @@ class Small(Store):
         configure(admin, SETTINGS)
 
     def prepare(self, case):
-        self.execute("TRUNCATE idem_key, idem_step, idem_message, job, mq, orders, " + ", ".join(FILL))
+        self.execute("TRUNCATE idem_key, idem_step, orders, " + ", ".join(FILL))
         self.execute("SET synchronous_commit = off")
         kind = "text" if case.key == "text" else "repeat"
         used = {TABLE.get(variant.split("@")[0]) for variant in case.variants.split()}
@@ -140,9 +128,6 @@ class Small(Store):
             # a text is no UUID
             fill(self.connection, table, "repeat" if table in UUIDS else kind,
                  case.present if table in used else SMALL)
-        if case.operation in QUEUE:
-            for statement in FILL_QUEUE:
-                self.execute(statement.replace("PAYLOAD", PAYLOAD), case.present)
         self.vacuum()
         self.checkpoint()
 
@@ -180,3 +165,37 @@ class Large(Store):
     def drop(self):
         super().drop()
         configure(self.admin, SETTINGS)
+
+
+class Queues(Store):
+    """So many messages that wait, in the table of one variant, the same before each measurement."""
+
+    def __init__(self, admin):
+        super().__init__(admin, "queues")
+        configure(admin, SETTINGS)
+
+    def prepare(self, case, variant):
+        self.execute("TRUNCATE orders, " + ", ".join(FILL_QUEUE))
+        self.execute("SET synchronous_commit = off")
+        table = QUEUE_TABLE.get(variant)
+        if table:
+            self.execute(FILL_QUEUE[table].replace("PAYLOAD", PAYLOAD), case.present)
+        self.execute("VACUUM (ANALYZE) orders, " + ", ".join(FILL_QUEUE))
+        self.checkpoint()
+
+    def waiting(self, variant):
+        return self.execute("SELECT count(*) FROM " + QUEUE_TABLE[variant])[0]
+
+    @contextlib.contextmanager
+    def old_snapshot(self):
+        """Held by a session that has read something and goes on to wait; with autovacuum."""
+        configure(self.admin, SNAPSHOT_SETTINGS)
+        connection = connect(self.name, "old snapshot")
+        try:
+            with connection.cursor() as cursor:
+                cursor.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
+                cursor.execute("SELECT count(*) FROM orders")
+            yield
+        finally:
+            connection.close()
+            configure(self.admin, SETTINGS)

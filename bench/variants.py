@@ -14,13 +14,14 @@ functions of those who do it by hand are in setup.sql.
     select    a SELECT by primary key, for repeats
     guarded   steps by hand that check the token of the lease, as ours do
     floor     one bare INSERT of the very row that we leave behind
+
+and of queues:
+
+    hand        a table of jobs: SKIP LOCKED, a state, and a partial index of those that are ready
+    direct      the same, which deletes the job as it takes it: one statement, no lease
+    pgmq        what users of pgmq call: PL/pgSQL that makes a statement of the name of the queue
+    statements  those statements, prepared: what its method costs without the functions
     empty     nothing, in as many round trips
-
-and for queues
-
-    skip      a table of jobs with a state, by SKIP LOCKED
-    mq        the method of pgmq: functions in PL/pgSQL with the name of the queue
-    mq_sql    the same statements, prepared, without the functions
 """
 
 NAMES = {
@@ -33,10 +34,10 @@ NAMES = {
     "select": "prepared SELECT",
     "guarded": "by hand, with guard",
     "floor": "bare INSERT",
+    "direct": "by hand, no lease",
+    "pgmq": "pgmq's functions",
+    "statements": "pgmq's statements",
     "empty": "empty transaction",
-    "skip": "SKIP LOCKED by hand",
-    "mq": "pgmq's method",
-    "mq_sql": "pgmq's method, prepared",
 }
 
 # 49 bytes as text, 60 or so as stored
@@ -313,100 +314,131 @@ SELECT count(*) FROM d
 
 SCRIPTS["stored"] = SCRIPTS["fresh"]
 
+# 92 bytes as text
+PAYLOAD = """'{"order": 1234567, "customer": 7654321, "amount": 4200, "currency": "EUR", "status": "paid"}'"""
+PAYLOADS = r"SELECT array_fill(PAYLOAD::jsonb, ARRAY[100]) AS payloads \gset"
 
-# Messages: in, out on lease, done; each in a transaction of its own. One at a time, and a
-# hundred at a time.
-PAYLOAD = """'{"to": "somebody@example.org", "template": "receipt", "order": 1234567, "amount": "42.00"}'"""
-
-SKIP_TAKE = """
-UPDATE job SET state = 'running', attempts = attempts + 1, locked_until = clock_timestamp() + '30 s'
-WHERE id = ANY (ARRAY(SELECT id FROM job WHERE state = 'ready' AND run_at <= clock_timestamp()
-ORDER BY run_at, id LIMIT {n} FOR UPDATE SKIP LOCKED)) RETURNING id, payload, attempts
-""".strip()
-MQ_TAKE = """
-WITH next AS (SELECT msg_id FROM mq WHERE vt <= clock_timestamp()
-ORDER BY msg_id LIMIT {n} FOR UPDATE SKIP LOCKED)
-UPDATE mq AS m SET vt = clock_timestamp() + '30 s', read_ct = m.read_ct + 1
-FROM next WHERE m.msg_id = next.msg_id RETURNING m.msg_id, m.message, m.read_ct
-""".strip()
-
-SCRIPTS["message"] = {
-    "empty": r"""
-SELECT PAYLOAD::jsonb;
-SELECT 1 AS id, PAYLOAD::jsonb AS payload \gset
-SELECT :id::bigint;
-""",
-    "idem": r"""
-SELECT idem_enqueue('q', PAYLOAD);
-SELECT id, token, payload, attempt FROM idem_dequeue('q') \gset
-SELECT idem_ack(:id, :token);
-""",
-    "skip": rf"""
-INSERT INTO job (payload) VALUES (PAYLOAD) RETURNING id;
-{SKIP_TAKE.format(n=1)} \gset
-DELETE FROM job WHERE id = :id;
-""",
-    "mq": r"""
-SELECT mq_send('mq', ARRAY[PAYLOAD::jsonb]);
-SELECT msg_id, message, read_ct FROM mq_read('mq', 1) \gset
-SELECT mq_delete('mq', ARRAY[:msg_id::bigint]);
-""",
-    "mq_sql": rf"""
-INSERT INTO mq (message) VALUES (PAYLOAD) RETURNING msg_id;
-{MQ_TAKE.format(n=1)} \gset
-DELETE FROM mq WHERE msg_id = :msg_id RETURNING msg_id;
-""",
+# Messages: into the queue, out of it, done. Who takes one gets it, and has it for 30 s.
+ENQUEUE = {
+    "empty": "SELECT PAYLOAD::jsonb;",
+    "idem": "SELECT idem_enqueue('bench', PAYLOAD);",
+    "hand": "INSERT INTO job (payload) VALUES (PAYLOAD) RETURNING id;",
+    "pgmq": "SELECT * FROM mq_send('bench', PAYLOAD);",
+    "statements": "INSERT INTO mq_bench (vt, message, headers) VALUES (clock_timestamp(), PAYLOAD, NULL) "
+                  "RETURNING msg_id;",
 }
-SCRIPTS["horizon"] = SCRIPTS["message"]
+ENQUEUE["direct"] = ENQUEUE["hand"]
 
-SCRIPTS["messages"] = {
+JOB = """
+UPDATE job SET state = 'running', attempt = attempt + 1, locked_until = clock_timestamp() + '30 s'
+WHERE id = ANY (ARRAY(SELECT id FROM job WHERE state = 'ready' AND run_at <= clock_timestamp()
+ORDER BY run_at LIMIT COUNT FOR UPDATE SKIP LOCKED)) RETURNING id, attempt, payload
+""".strip()
+MQ_READ = """
+WITH c AS (SELECT msg_id FROM mq_bench WHERE vt <= clock_timestamp() ORDER BY msg_id LIMIT COUNT
+FOR UPDATE SKIP LOCKED)
+UPDATE mq_bench AS m SET vt = clock_timestamp() + '30 s', read_ct = read_ct + 1
+FROM c WHERE m.msg_id = c.msg_id RETURNING m.msg_id, read_ct, enqueued_at, vt, message, headers
+""".strip()
+
+DEQUEUE = {
+    "empty": r"SELECT 1 AS id, 2 AS token, PAYLOAD::jsonb AS payload \gset",
+    "idem": r"SELECT id, token, payload FROM idem_dequeue('bench') \gset",
+    "hand": JOB.replace("COUNT", "1") + r" \gset",
+    "direct": r"""
+DELETE FROM job WHERE id = (SELECT id FROM job WHERE state = 'ready' AND run_at <= clock_timestamp()
+ORDER BY run_at LIMIT 1 FOR UPDATE SKIP LOCKED) RETURNING id, attempt, payload \gset
+""".strip(),
+    "pgmq": r"SELECT * FROM mq_read('bench', 30, 1) \gset",
+    "statements": MQ_READ.replace("COUNT", "1") + r" \gset",
+}
+
+ACK = {
+    "empty": "SELECT :id::bigint, :token::bigint;",
+    "idem": "SELECT idem_ack(:id, :token);",
+    "hand": "DELETE FROM job WHERE id = :id AND attempt = :attempt RETURNING id;",
+    "direct": "",
+    "pgmq": "SELECT mq_delete('bench', :msg_id);",
+    "statements": "DELETE FROM mq_bench WHERE msg_id = :msg_id RETURNING msg_id;",
+}
+
+SCRIPTS["queue"] = {variant: f"{ENQUEUE[variant]}\n{DEQUEUE[variant]}\n{ACK[variant]}\n"
+                    for variant in ("empty", "idem", "hand", "pgmq", "statements")}
+SCRIPTS["queue-depth"] = SCRIPTS["queue"]
+SCRIPTS["queue-in"] = {variant: text + "\n" for variant, text in ENQUEUE.items()}
+
+# While a look takes long all that it might find may be taken by others; whoever finds
+# nothing looks once more, and gives up then.
+ONE = {
+    "idem": r"SELECT count(*) AS found, max(id) AS id, max(token) AS token, (array_agg(payload))[1] AS payload "
+            r"FROM idem_dequeue('bench') \gset",
+    "hand": rf"""
+WITH j AS ({JOB.replace("COUNT", "1")})
+SELECT count(*) AS found, max(id) AS id, max(attempt) AS attempt, (array_agg(payload))[1] AS payload FROM j \gset
+""".strip(),
+    "pgmq": r"SELECT count(*) AS found, max(msg_id) AS msg_id, (array_agg(message))[1] AS message "
+            r"FROM mq_read('bench', 30, 1) \gset",
+    "statements": rf"""
+WITH r AS ({MQ_READ.replace("COUNT", "1")})
+SELECT count(*) AS found, max(msg_id) AS msg_id, (array_agg(message))[1] AS message FROM r \gset
+""".strip(),
+}
+SCRIPTS["queue-snapshot"] = {
+    variant: f"{ENQUEUE[variant]}\n{one}\n\\if :found = 0\n{one}\n\\endif\n"
+             f"\\if :found > 0\n{ACK[variant]}\n\\endif\n"
+    for variant, one in ONE.items()}
+
+# The effect and the end of the message in one transaction.
+EFFECT = "INSERT INTO orders (account, amount) VALUES (7, 42.00);"
+SCRIPTS["queue-effect"] = {
+    variant: "\n".join(["BEGIN;", DEQUEUE[variant], "SELECT 1;" if variant == "empty" else EFFECT, ACK[variant],
+                        "COMMIT;", ""]).replace("\n\n", "\n")
+    for variant in DEQUEUE}
+
+# A hundred at a time.
+SCRIPTS["queue-batch"] = {
+    "empty": r"""
+SELECT cardinality(:payloads::jsonb[]);
+SELECT array_fill(1, ARRAY[100]) AS ids, :payloads::jsonb[] AS got \gset
+SELECT cardinality(:ids::bigint[]);
+""",
     "idem": r"""
-SELECT count(*) FROM idem_enqueue_many('q', array_fill(PAYLOAD::jsonb, ARRAY[100]));
-SELECT array_agg(id) AS ids, array_agg(token) AS tokens, count(payload) FROM idem_dequeue('q', 100) \gset
+SELECT id FROM idem_enqueue_many('bench', :payloads);
+SELECT array_agg(id) AS ids, array_agg(token) AS tokens, array_agg(payload) AS got
+FROM idem_dequeue('bench', 100) \gset
 SELECT idem_ack_many(:ids, :tokens);
 """,
-    "skip": rf"""
-INSERT INTO job (payload) SELECT unnest(array_fill(PAYLOAD::jsonb, ARRAY[100])) RETURNING id;
-WITH taken AS ({SKIP_TAKE.format(n=100)})
-SELECT array_agg(id) AS ids, count(payload) FROM taken \gset
-DELETE FROM job WHERE id = ANY (:ids::bigint[]);
+    "hand": rf"""
+INSERT INTO job (payload) SELECT unnest(:payloads::jsonb[]) RETURNING id;
+WITH j AS ({JOB.replace("COUNT", "100")})
+SELECT array_agg(id) AS ids, array_agg(attempt) AS attempts, array_agg(payload) AS got FROM j \gset
+DELETE FROM job USING unnest(:ids::bigint[], :attempts::int[]) AS u (id, attempt)
+WHERE job.id = u.id AND job.attempt = u.attempt RETURNING job.id;
 """,
-    "mq": r"""
-SELECT count(*) FROM mq_send('mq', array_fill(PAYLOAD::jsonb, ARRAY[100]));
-SELECT array_agg(msg_id) AS ids, count(message) FROM mq_read('mq', 100) \gset
-SELECT count(*) FROM mq_delete('mq', :ids::bigint[]);
+    "pgmq": r"""
+SELECT * FROM mq_send_batch('bench', :payloads);
+SELECT array_agg(msg_id) AS ids, array_agg(message) AS got FROM mq_read('bench', 30, 100) \gset
+SELECT * FROM mq_delete_batch('bench', :ids);
 """,
-    "mq_sql": rf"""
-INSERT INTO mq (message) SELECT unnest(array_fill(PAYLOAD::jsonb, ARRAY[100])) RETURNING msg_id;
-WITH next AS (SELECT msg_id FROM mq WHERE vt <= clock_timestamp()
-ORDER BY msg_id LIMIT 100 FOR UPDATE SKIP LOCKED),
-taken AS (UPDATE mq AS m SET vt = clock_timestamp() + '30 s', read_ct = m.read_ct + 1
-FROM next WHERE m.msg_id = next.msg_id RETURNING m.msg_id, m.message)
-SELECT array_agg(msg_id) AS ids, count(message) FROM taken \gset
-DELETE FROM mq WHERE msg_id = ANY (:ids::bigint[]);
+    "statements": rf"""
+INSERT INTO mq_bench (vt, message, headers) SELECT clock_timestamp(), unnest(:payloads::jsonb[]), NULL
+RETURNING msg_id;
+WITH r AS ({MQ_READ.replace("COUNT", "100")})
+SELECT array_agg(msg_id) AS ids, array_agg(message) AS got FROM r \gset
+DELETE FROM mq_bench WHERE msg_id = ANY (:ids::bigint[]) RETURNING msg_id;
 """,
 }
-
-# The outbox, and the consumer whose effect commits with the acknowledgement.
-SCRIPTS["enqueue"] = {
-    "idem": "SELECT idem_enqueue('q', PAYLOAD);",
-    "skip": "INSERT INTO job (payload) VALUES (PAYLOAD) RETURNING id;",
-    "mq": "SELECT mq_send('mq', ARRAY[PAYLOAD::jsonb]);",
-    "mq_sql": "INSERT INTO mq (message) VALUES (PAYLOAD) RETURNING msg_id;",
-}
-
-QUEUE = ("message", "messages", "enqueue", "horizon")
 
 
 def script(case, variant):
     """The script of a variant, and how many of its commands make the key."""
-    if case.operation in QUEUE:
-        return SCRIPTS[case.operation][variant].strip().replace("PAYLOAD", PAYLOAD) + "\n", 0
     fresh, repeated = KEYS[case.key]
     if case.operation in ("replay", "once-replay") and case.large:
         prelude, repeated = LARGE, REPEATED_LARGE
     else:
         prelude = {"replay": REPEAT, "once-replay": REPEAT, "hot": HOT, "stampede": STAMPEDE,
-                   "batch": BATCH}.get(case.operation, fresh)
+                   "batch": BATCH, "queue-batch": PAYLOADS}.get(case.operation, "" if case.queue else fresh)
     text = prelude + "\n" + SCRIPTS[case.operation][variant].lstrip()
-    return text.replace("REPEATED", repeated).replace("RESPONSE", RESPONSE), len(prelude.splitlines())
+    for word, value in (("REPEATED", repeated), ("RESPONSE", RESPONSE), ("PAYLOAD", PAYLOAD)):
+        text = text.replace(word, value)
+    return text.lstrip(), len(prelude.splitlines())

@@ -100,11 +100,10 @@ my $rest = q{
 my $all = q{SELECT (SELECT count(*) FROM idem_key), (SELECT count(*) FROM idem_step),
 				   (SELECT count(*) FROM idem_dead_letter)};
 
-$node->safe_psql('postgres', "CREATE DATABASE $_") for @served, 'bare', 'pattern', 'closed';
+$node->safe_psql('postgres', "CREATE DATABASE $_") for @served, 'bare';
+# never anything else, or a worker might be on its way
+$node->safe_psql('postgres', "CREATE DATABASE $_ IS_TEMPLATE true") for 'pattern', 'closed';
 $node->safe_psql($_, 'CREATE EXTENSION idempotency') for @served, 'pattern', 'closed';
-$node->safe_psql('postgres', q{
-	ALTER DATABASE pattern IS_TEMPLATE true;
-	ALTER DATABASE closed IS_TEMPLATE true});
 $node->safe_psql($_, $fill) for 'pattern', 'closed';
 $node->safe_psql('postgres', 'ALTER DATABASE closed IS_TEMPLATE false ALLOW_CONNECTIONS false');
 my $log = -s $node->logfile;
@@ -197,7 +196,8 @@ $node->reload;
 
 my $holder = $node->background_psql('second');
 my $there = q{SELECT count(*) FROM idem_key WHERE key = 'gone claimed'};
-for (1 .. 20)
+my $deadline = time + $PostgreSQL::Test::Utils::timeout_default;
+while (time < $deadline)
 {
 	# unless it has not expired yet, or the janitor was faster
 	my $answer = $holder->query_safe(q{

@@ -34,6 +34,7 @@
 #include "miscadmin.h"
 #include "nodes/parsenodes.h"
 #include "storage/ipc.h"
+#include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/inval.h"
 #include "utils/jsonb.h"
@@ -366,15 +367,16 @@ dequeue_one(DequeueDelivery *delivery, FunctionCallInfo fcinfo)
 static DequeueDelivery *
 dequeue_many(FunctionCallInfo fcinfo, int *n)
 {
-	ArgsArray	ids = {NULL, NULL, 0};
-	ArgsArray	tokens = {NULL, NULL, 0};
+	Datum		none = PointerGetDatum(construct_empty_array(INT8OID));
+	ArgsArray	ids;
+	ArgsArray	tokens;
 	DequeueDelivery *deliveries;
 
 	/* array_agg() of no rows is null */
-	if (!PG_ARGISNULL(0))
-		args_array(&ids, PG_GETARG_DATUM(0), "ids", INT8OID);
-	if (!PG_ARGISNULL(1))
-		args_array(&tokens, PG_GETARG_DATUM(1), "tokens", INT8OID);
+	args_array(&ids, PG_ARGISNULL(0) ? none : PG_GETARG_DATUM(0),
+			   "ids", INT8OID);
+	args_array(&tokens, PG_ARGISNULL(1) ? none : PG_GETARG_DATUM(1),
+			   "tokens", INT8OID);
 	if (ids.n != tokens.n)
 		ereport(ERROR,
 				(errcode(ERRCODE_ARRAY_SUBSCRIPT_ERROR),

@@ -84,7 +84,7 @@ typedef struct JanitorPlace
 typedef struct JanitorShared
 {
 	slock_t		mutex;
-	int64		paused;			/* of the workers of this round, microseconds */
+	int64		paused;			/* in this round, microseconds */
 	JanitorPlace places[JANITOR_MAX_DATABASES];
 } JanitorShared;
 
@@ -97,6 +97,7 @@ static void janitor_work(JanitorPlace *place);
 static JanitorPlace *janitor_place(Oid database);
 static void janitor_sleep(long msecs);
 static void janitor_check_signals(void);
+static void janitor_rest(void);
 static int64 janitor_paused(void);
 static void janitor_tidy_places(const List *databases);
 
@@ -210,7 +211,7 @@ janitor_round(void)
 				left = lappend_oid(left, database);
 		}
 		if (left != NIL)
-			janitor_sleep(janitor_pause);
+			janitor_rest();
 		databases = left;
 	}
 	MemoryContextSwitchTo(saved);
@@ -334,7 +335,19 @@ janitor_place(Oid database)
 	return place;
 }
 
-/* For how long the workers of this round have paused; begins to count anew. */
+/* The pause after a transaction; it does not count as work. */
+static void
+janitor_rest(void)
+{
+	JanitorShared *shared = shmem_get(&janitor_part);
+	int64		since = lock_clock();
+
+	janitor_sleep(janitor_pause);
+	if (shared != NULL)
+		shared->paused += lock_clock() - since;
+}
+
+/* For how long there were pauses in this round; begins to count anew. */
 static int64
 janitor_paused(void)
 {
@@ -442,7 +455,6 @@ janitor_work(JanitorPlace *place)
 	while ((!end || letters >= janitor_batch) && lock_clock() < shift_end)
 	{
 		int64		removed;
-		int64		paused;
 
 		SetCurrentStatementStartTimestamp();
 		pgstat_report_activity(STATE_RUNNING, "removing what has expired");
@@ -464,11 +476,8 @@ janitor_work(JanitorPlace *place)
 		}
 
 		/* a pause that is longer than the shift is the launcher's */
-		paused = lock_clock();
-		if (paused + janitor_pause * INT64CONST(1000) < shift_end)
-			janitor_sleep(janitor_pause);
-		if (place != NULL)
-			((JanitorShared *) shmem_get(&janitor_part))->paused += lock_clock() - paused;
+		if (lock_clock() + janitor_pause * INT64CONST(1000) < shift_end)
+			janitor_rest();
 	}
 }
 

@@ -495,7 +495,8 @@ queue_begin_scan(Relation rel, Snapshot snapshot, Oid owner, const text *name)
  * Counts for others from the commit on, for messages that are there, too.  Takes
  * SHARE ROW EXCLUSIVE on idem_queue: waits for another one that configures.
  *
- * Raises 22004, 22023, 22008, 54000 (bad arguments), 42704 (no such role), 25006.
+ * Raises 22004, 22023, 22008, 2202E, 54000 (bad arguments), 42704 (no such role),
+ * 25006.
  */
 Datum
 idem_configure_queue(PG_FUNCTION_ARGS)

@@ -121,6 +121,8 @@ class Run:
         self.execute('DROP SCHEMA IF EXISTS idem CASCADE')
         self.execute('CREATE SCHEMA idem')
         self.execute('CREATE EXTENSION idempotency SCHEMA idem')
+        # also what is not for everybody otherwise
+        self.execute('GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA idem TO PUBLIC')
         self.execute('GRANT USAGE ON SCHEMA idem TO alice, bob, watcher')
 
     def catalog(self):

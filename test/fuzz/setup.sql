@@ -108,3 +108,8 @@ CREATE TABLE trap.idem_queue ();
 CREATE TABLE trap.idem_secret ();
 CREATE TABLE trap.pg_locks ();
 CREATE TABLE trap.pg_extension ();
+
+-- Breakers and counters live in shared memory; nothing else is to remove rows.
+LOAD 'idempotency';
+ALTER SYSTEM SET shared_preload_libraries = 'idempotency';
+ALTER SYSTEM SET idempotency.janitor_interval = 0;

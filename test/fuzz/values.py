@@ -52,7 +52,7 @@ def draw(rng, argument, place):
         return value(MESSAGE[name])
     if kind == 'bigint' and name.startswith('token') and (not hostile or rng.random() < 0.5):
         return value(TOKEN.format(place.key, place.scope)) if rng.random() < 0.7 else value('NULL')
-    if not hostile and name in place.words and kind == 'text':
+    if not hostile and place.words.get(name) and kind == 'text':
         return value(quote(rng.choice(place.words[name])))
     choices = (HOSTILE if hostile else SENSIBLE).get(kind)
     if choices is None:                 # a type that nobody has thought of

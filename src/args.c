@@ -169,6 +169,28 @@ args_flag(FunctionCallInfo fcinfo, int arg, const char *name, const char *hint)
 	return PG_GETARG_BOOL(arg);
 }
 
+/* The name of something that exists because somebody uses it. */
+const text *
+args_name(FunctionCallInfo fcinfo, int arg, const char *what, const char *hint)
+{
+	const text *name = PG_ARGISNULL(arg) ? NULL : PG_GETARG_TEXT_PP(arg);
+
+	if (name == NULL || VARSIZE_ANY_EXHDR(name) == 0)
+		ereport(ERROR,
+				(errcode(name == NULL ? ERRCODE_NULL_VALUE_NOT_ALLOWED :
+						 ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("%s must not be %s", what, name == NULL ? "null" : "empty"),
+				 errhint("%s", hint)));
+	if (VARSIZE_ANY_EXHDR(name) > ARGS_MAX_NAME_LEN)
+		ereport(ERROR,
+				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+				 errmsg("%s is too long", what),
+				 errdetail("It has %d bytes, the limit is %d.",
+						   (int) VARSIZE_ANY_EXHDR(name), ARGS_MAX_NAME_LEN),
+				 errhint("%s", hint)));
+	return name;
+}
+
 /* An array of one dimension, or an empty one. */
 void
 args_array(ArgsArray *array, Datum value, const char *name, Oid type)
@@ -186,6 +208,28 @@ args_array(ArgsArray *array, Datum value, const char *name, Oid type)
 	get_typlenbyvalalign(type, &len, &byval, &align);
 	deconstruct_array(given, type, len, byval, align,
 					  &array->values, &array->isnull, &array->n);
+}
+
+/*
+ * An array that has an element for each of so many others, or is NULL, and then empty;
+ * "what" is what they are.
+ */
+void
+args_array_for(ArgsArray *array, FunctionCallInfo fcinfo, int arg,
+			   const char *name, Oid type, int n, const char *what,
+			   const char *hint)
+{
+	array->n = 0;
+	if (PG_ARGISNULL(arg))
+		return;
+	args_array(array, PG_GETARG_DATUM(arg), name, type);
+	if (array->n != n)
+		ereport(ERROR,
+				(errcode(ERRCODE_ARRAY_SUBSCRIPT_ERROR),
+				 errmsg("%s must have an element for each %s", name, what),
+				 errdetail("The number of %ss is %d, that of elements %d.",
+						   what, n, array->n),
+				 errhint("%s", hint)));
 }
 
 /* A token, or 0 for NULL.  No lease has a token below 1. */

@@ -25,6 +25,9 @@ typedef enum IdemRetention
 	ARGS_ABANDONED				/* a lease that ran out */
 } IdemRetention;
 
+/* Bytes of a name of ours: as of any name in PostgreSQL. */
+#define ARGS_MAX_NAME_LEN		63
+
 /* Settings, see idempotency.c. */
 extern int	args_default_ttl;	/* seconds */
 extern int	args_failed_ttl;	/* seconds */
@@ -45,8 +48,13 @@ extern void args_key(IdemKey *key, FunctionCallInfo fcinfo,
 extern bool args_ttl(Interval *ttl, FunctionCallInfo fcinfo, int arg);
 extern void args_wait(IdemWait *wait, FunctionCallInfo fcinfo, int arg);
 extern void args_lease(Interval *lease, FunctionCallInfo fcinfo, int arg);
+extern const text *args_name(FunctionCallInfo fcinfo, int arg,
+							 const char *what, const char *hint);
 extern void args_array(ArgsArray *array, Datum value, const char *name,
 					   Oid type);
+extern void args_array_for(ArgsArray *array, FunctionCallInfo fcinfo, int arg,
+						   const char *name, Oid type, int n,
+						   const char *what, const char *hint);
 extern int64 args_token(bool isnull, Datum value);
 extern Jsonb *args_response(const IdemKey *key, const char *what,
 							bool isnull, Datum value);

@@ -285,17 +285,8 @@ static void
 batch_array(ArgsArray *array, FunctionCallInfo fcinfo, int arg,
 			const char *name, Oid type, int nkeys)
 {
-	array->n = 0;
-	if (PG_ARGISNULL(arg))
-		return;
-	args_array(array, PG_GETARG_DATUM(arg), name, type);
-	if (array->n != nkeys)
-		ereport(ERROR,
-				(errcode(ERRCODE_ARRAY_SUBSCRIPT_ERROR),
-				 errmsg("%s must have an element for each key", name),
-				 errdetail("The number of keys is %d, that of elements %d.",
-						   nkeys, array->n),
-				 errhint("Put null where a key has none, or pass null instead of the array.")));
+	args_array_for(array, fcinfo, arg, name, type, nkeys, "key",
+				   "Put null where a key has none, or pass null instead of the array.");
 }
 
 /* The same key comes in the order given. */

@@ -95,9 +95,6 @@ static const StoreShape breaker_shape =
 	breaker_key, lengthof(breaker_key), "name"
 };
 
-/* Bytes of a name: as of any name in PostgreSQL. */
-#define BREAKER_MAX_NAME_LEN	63
-
 /* In one server; remembered by one backend. */
 #define BREAKER_MAX_PLACES		256
 #define BREAKER_MAX_REMEMBERED	256
@@ -119,7 +116,7 @@ typedef struct BreakerPlace
 {
 	slock_t		mutex;			/* protects all that follows */
 	Oid			database;		/* InvalidOid: free */
-	char		name[BREAKER_MAX_NAME_LEN + 1];
+	char		name[ARGS_MAX_NAME_LEN + 1];
 	Circuit		circuit;
 } BreakerPlace;
 
@@ -139,7 +136,7 @@ typedef struct BreakerShared
 /* What a backend remembers. */
 typedef struct BreakerKnown
 {
-	char		name[BREAKER_MAX_NAME_LEN + 1]; /* hash key */
+	char		name[ARGS_MAX_NAME_LEN + 1];	/* hash key */
 	CircuitRules rules;
 	BreakerPlace *place;		/* may be another's by now */
 } BreakerKnown;
@@ -378,22 +375,8 @@ idem_breaker_reset(PG_FUNCTION_ARGS)
 static const text *
 breaker_name_argument(FunctionCallInfo fcinfo)
 {
-	const text *name = PG_ARGISNULL(0) ? NULL : PG_GETARG_TEXT_PP(0);
-
-	if (name == NULL || VARSIZE_ANY_EXHDR(name) == 0)
-		ereport(ERROR,
-				(errcode(name == NULL ? ERRCODE_NULL_VALUE_NOT_ALLOWED :
-						 ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("name must not be %s", name == NULL ? "null" : "empty"),
-				 errhint("A breaker has a name, such as 'payments'; it need not be configured.")));
-	if (VARSIZE_ANY_EXHDR(name) > BREAKER_MAX_NAME_LEN)
-		ereport(ERROR,
-				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
-				 errmsg("%s is too long", "name"),
-				 errdetail("It has %d bytes, the limit is %d.",
-						   (int) VARSIZE_ANY_EXHDR(name), BREAKER_MAX_NAME_LEN),
-				 errhint("A breaker has a name, such as 'payments'; it need not be configured.")));
-	return name;
+	return args_name(fcinfo, 0, "name",
+					 "A breaker has a name, such as 'payments'; it need not be configured.");
 }
 
 /* As an application has measured it, which may be by a clock that stands still. */
@@ -455,7 +438,7 @@ static BreakerKnown *
 breaker_known(const char *name, int len)
 {
 	static uint64 serial = 0;	/* of the realm that was read */
-	char		key[BREAKER_MAX_NAME_LEN + 1] = {0};
+	char		key[ARGS_MAX_NAME_LEN + 1] = {0};
 	BreakerKnown *known;
 
 	(void) breaker_shared();
@@ -670,14 +653,9 @@ idem_breaker_states(PG_FUNCTION_ARGS)
 Datum
 idem_breaker_configure(PG_FUNCTION_ARGS)
 {
-	const bool	wait = true;
 	const text *name;
 	Relation	rel;
 	StoreRow	row;
-	SysScanDesc scan;
-	HeapTuple	tuple;
-	StoreVersion version;
-	bool		found;
 
 	args_may_write("idem_breaker_configure()");
 	record_open(true);
@@ -701,24 +679,8 @@ idem_breaker_configure(PG_FUNCTION_ARGS)
 			row.values[i] = PG_GETARG_DATUM(i);
 	}
 
-	/* nobody else writes now */
-	scan = breaker_begin_scan(rel, text_to_cstring(name));
-	tuple = systable_getnext(scan);
-	found = HeapTupleIsValid(tuple);
-	if (found)
-		version.tid = tuple->t_self;
-	systable_endscan(scan);
-
-	if (!found)
-		store_insert(rel, &row, 1, NULL);
-	else if (store_replace(rel, &row, &version, wait) != STORE_OK)
-		elog(ERROR, "row of breaker \"%s\" was changed under an exclusive lock",
-			 text_to_cstring(name));
-
-	/* whoever remembers the breaker is to read it again */
-	CacheInvalidateRelcache(rel);
+	store_put(rel, &row, breaker_begin_scan(rel, text_to_cstring(name)));
 	table_close(rel, NoLock);
-	CommandCounterIncrement();
 	PG_RETURN_VOID();
 }
 
@@ -806,22 +768,9 @@ breaker_read_rules(CircuitRules *rules, const char *name)
 static Relation
 breaker_table(LOCKMODE mode)
 {
-	static uint64 checked = 0;	/* serial of the realm whose table was checked */
-	const IdemRealm *realm = realm_get();
-	ResourceOwner saved = CurrentResourceOwner;
-	Relation	rel;
+	static uint64 checked = 0;
 
-	CurrentResourceOwner = CurTransactionResourceOwner;
-	LockRelationOid(realm->breaker_table, mode);
-	CurrentResourceOwner = saved;
-	rel = table_open(realm->breaker_table, NoLock);
-
-	if (checked != realm->serial)
-	{
-		store_check_shape(rel, &breaker_shape);
-		checked = realm->serial;
-	}
-	return rel;
+	return store_open(realm_get()->breaker_table, mode, &breaker_shape, &checked);
 }
 
 /* SnapshotSelf: what is committed, and what this transaction has done. */

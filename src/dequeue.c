@@ -562,22 +562,15 @@ idem_nack_many(PG_FUNCTION_ARGS)
 {
 	DequeueDelivery *deliveries;
 	DequeueFailure failure;
-	ArgsArray	errors = {NULL, NULL, 0};
+	ArgsArray	errors;
 	int			n;
 
 	args_may_write("idem_nack_many()");
 	record_open(true);
 	deliveries = dequeue_many(fcinfo, &n);
 	dequeue_failure(&failure, fcinfo);
-	if (!PG_ARGISNULL(2))
-		args_array(&errors, PG_GETARG_DATUM(2), "errors", JSONBOID);
-	if (!PG_ARGISNULL(2) && errors.n != n)
-		ereport(ERROR,
-				(errcode(ERRCODE_ARRAY_SUBSCRIPT_ERROR),
-				 errmsg("%s must have an element for each id", "errors"),
-				 errdetail("The number of ids is %d, that of elements %d.",
-						   n, errors.n),
-				 errhint("Put null where there is none, or pass null instead of the array.")));
+	args_array_for(&errors, fcinfo, 2, "errors", JSONBOID, n, "id",
+				   "Put null where there is none, or pass null instead of the array.");
 	for (int i = 0; i < n; i++)
 	{
 		int			position = deliveries[i].position;

@@ -355,17 +355,8 @@ static void
 enqueue_array(ArgsArray *array, FunctionCallInfo fcinfo, int arg,
 			  const char *name, Oid type, int n)
 {
-	array->n = 0;
-	if (PG_ARGISNULL(arg))
-		return;
-	args_array(array, PG_GETARG_DATUM(arg), name, type);
-	if (array->n != n)
-		ereport(ERROR,
-				(errcode(ERRCODE_ARRAY_SUBSCRIPT_ERROR),
-				 errmsg("%s must have an element for each payload", name),
-				 errdetail("The number of payloads is %d, that of elements %d.",
-						   n, array->n),
-				 errhint("Put null where a message has none, or pass null instead of the array.")));
+	args_array_for(array, fcinfo, arg, name, type, n, "payload",
+				   "Put null where a message has none, or pass null instead of the array.");
 }
 
 static Jsonb *

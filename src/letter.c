@@ -106,29 +106,13 @@ static int64 letter_redrive_found(Relation rel, SysScanDesc scan,
 static int64 letter_purge_messages(const Queue *queue, int64 max_messages);
 static int64 letter_purge(const Queue *queue, int64 max_messages);
 
-/*
- * Open the table, and lock it to the end of the (sub)transaction, whatever
- * portal we may run in.
- */
+/* Open the table, and lock it to the end of the (sub)transaction. */
 static Relation
 letter_table(void)
 {
-	static uint64 checked = 0;	/* serial of the realm whose table was checked */
-	const IdemRealm *realm = realm_get();
-	ResourceOwner saved = CurrentResourceOwner;
-	Relation	rel;
+	static uint64 checked = 0;
 
-	CurrentResourceOwner = CurTransactionResourceOwner;
-	LockRelationOid(realm->letter_table, RowExclusiveLock);
-	CurrentResourceOwner = saved;
-	rel = table_open(realm->letter_table, NoLock);
-
-	if (checked != realm->serial)
-	{
-		store_check_shape(rel, &letter_shape);
-		checked = realm->serial;
-	}
-	return rel;
+	return store_open(realm_get()->letter_table, RowExclusiveLock, &letter_shape, &checked);
 }
 
 /* ----------------------------------------------------------------

@@ -73,30 +73,13 @@ static SysScanDesc memo_begin_scan(Relation rel, Snapshot snapshot,
 								   const char *step, int step_len);
 static void memo_decode(Relation rel, HeapTuple tuple, Memo *memo);
 
-/*
- * Open the table, and lock it to the end of the (sub)transaction, whatever
- * portal we may run in.  The caller has opened idem_key before, so the
- * installation stays what it is.
- */
+/* Open the table, and lock it to the end of the (sub)transaction. */
 static Relation
 memo_open(LOCKMODE mode)
 {
-	static uint64 checked = 0;	/* serial of the realm whose table was checked */
-	const IdemRealm *realm = realm_get();
-	ResourceOwner saved = CurrentResourceOwner;
-	Relation	rel;
+	static uint64 checked = 0;
 
-	CurrentResourceOwner = CurTransactionResourceOwner;
-	LockRelationOid(realm->step_table, mode);
-	CurrentResourceOwner = saved;
-	rel = table_open(realm->step_table, NoLock);
-
-	if (unlikely(checked != realm->serial))
-	{
-		store_check_shape(rel, &memo_shape);
-		checked = realm->serial;
-	}
-	return rel;
+	return store_open(realm_get()->step_table, mode, &memo_shape, &checked);
 }
 
 /*

@@ -136,33 +136,16 @@ static void message_rescan(MessageScan *scan, StrategyNumber strategy,
 static HeapTuple message_slot_tuple(TupleTableSlot *slot);
 static const text *message_slot_queue(TupleTableSlot *slot);
 
-/*
- * Open the table, and lock it to the end of the (sub)transaction, whatever
- * portal we may run in.  The caller has opened idem_key before, so the
- * installation stays what it is.
- */
+/* Open the table, and lock it to the end of the (sub)transaction. */
 static Relation
 message_table(void)
 {
-	static uint64 checked = 0;	/* serial of the realm whose table was checked */
-	const IdemRealm *realm = realm_get();
-	ResourceOwner saved = CurrentResourceOwner;
-	Relation	rel;
+	static uint64 checked = 0;
 
 	StaticAssertStmt(offsetof(MessageState, priority) == 68,
 					 "MessageState is laid out as the columns are");
 
-	CurrentResourceOwner = CurTransactionResourceOwner;
-	LockRelationOid(realm->message_table, RowExclusiveLock);
-	CurrentResourceOwner = saved;
-	rel = table_open(realm->message_table, NoLock);
-
-	if (unlikely(checked != realm->serial))
-	{
-		store_check_shape(rel, &message_shape);
-		checked = realm->serial;
-	}
-	return rel;
+	return store_open(realm_get()->message_table, RowExclusiveLock, &message_shape, &checked);
 }
 
 /* ----------------------------------------------------------------

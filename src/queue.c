@@ -94,7 +94,7 @@ static const StoreShape queue_shape =
 typedef struct QueueName
 {
 	Oid			owner;
-	char		name[IDEM_MAX_QUEUE_LEN + 1];
+	char		name[ARGS_MAX_NAME_LEN + 1];
 } QueueName;
 
 typedef struct QueueConfig
@@ -304,22 +304,8 @@ queue_letter_expiry(const Queue *queue, TimestampTz from)
 const text *
 queue_name_argument(FunctionCallInfo fcinfo, int arg, const char *what)
 {
-	const text *name = PG_ARGISNULL(arg) ? NULL : PG_GETARG_TEXT_PP(arg);
-
-	if (name == NULL || VARSIZE_ANY_EXHDR(name) == 0)
-		ereport(ERROR,
-				(errcode(name == NULL ? ERRCODE_NULL_VALUE_NOT_ALLOWED :
-						 ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("%s must not be %s", what, name == NULL ? "null" : "empty"),
-				 errhint("A queue is a name, such as 'mail'; it need not be created.")));
-	if (VARSIZE_ANY_EXHDR(name) > IDEM_MAX_QUEUE_LEN)
-		ereport(ERROR,
-				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
-				 errmsg("%s is too long", what),
-				 errdetail("It has %d bytes, the limit is %d.",
-						   (int) VARSIZE_ANY_EXHDR(name), IDEM_MAX_QUEUE_LEN),
-				 errhint("A queue is a name, such as 'mail'; it need not be created.")));
-	return name;
+	return args_name(fcinfo, arg, what,
+					 "A queue is a name, such as 'mail'; it need not be created.");
 }
 
 /* ----------------------------------------------------------------
@@ -434,22 +420,9 @@ queue_read_config(QueueConfig *config)
 static Relation
 queue_table(LOCKMODE mode)
 {
-	static uint64 checked = 0;	/* serial of the realm whose table was checked */
-	const IdemRealm *realm = realm_get();
-	ResourceOwner saved = CurrentResourceOwner;
-	Relation	rel;
+	static uint64 checked = 0;
 
-	CurrentResourceOwner = CurTransactionResourceOwner;
-	LockRelationOid(realm->queue_table, mode);
-	CurrentResourceOwner = saved;
-	rel = table_open(realm->queue_table, NoLock);
-
-	if (checked != realm->serial)
-	{
-		store_check_shape(rel, &queue_shape);
-		checked = realm->serial;
-	}
-	return rel;
+	return store_open(realm_get()->queue_table, mode, &queue_shape, &checked);
 }
 
 static SysScanDesc
@@ -501,15 +474,10 @@ queue_begin_scan(Relation rel, Snapshot snapshot, Oid owner, const text *name)
 Datum
 idem_configure_queue(PG_FUNCTION_ARGS)
 {
-	const bool	wait = true;
 	const text *name;
 	Relation	rel;
 	StoreRow	row;
-	SysScanDesc scan;
-	HeapTuple	tuple;
-	StoreVersion version;
 	int64		base = backoff_setting_base();
-	bool		found;
 
 	args_may_write("idem_configure_queue()");
 	record_open(true);
@@ -546,24 +514,8 @@ idem_configure_queue(PG_FUNCTION_ARGS)
 		row.values[Anum_shared_with - 1] =
 			PointerGetDatum(queue_roles(PG_GETARG_DATUM(6)));
 
-	/* nobody else writes now */
-	scan = queue_begin_scan(rel, SnapshotSelf, GetUserId(), name);
-	tuple = systable_getnext(scan);
-	found = HeapTupleIsValid(tuple);
-	if (found)
-		version.tid = tuple->t_self;
-	systable_endscan(scan);
-
-	if (!found)
-		store_insert(rel, &row, 1, NULL);
-	else if (store_replace(rel, &row, &version, wait) != STORE_OK)
-		elog(ERROR, "row of queue \"%s\" was changed under an exclusive lock",
-			 text_to_cstring(name));
-
-	/* whoever remembers the queue is to read it again */
-	CacheInvalidateRelcache(rel);
+	store_put(rel, &row, queue_begin_scan(rel, SnapshotSelf, GetUserId(), name));
 	table_close(rel, NoLock);
-	CommandCounterIncrement();
 	PG_RETURN_VOID();
 }
 

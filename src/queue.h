@@ -15,9 +15,6 @@
 
 #include "backoff.h"
 
-/* Bytes of the name of a queue: as of any name in PostgreSQL. */
-#define IDEM_MAX_QUEUE_LEN		63
-
 /* Setting, see idempotency.c. */
 extern int	queue_dead_letter_ttl;	/* seconds */
 

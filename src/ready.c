@@ -69,7 +69,7 @@ typedef struct ReadyFloor
 typedef struct ReadyName
 {
 	Oid			owner;
-	char		name[IDEM_MAX_QUEUE_LEN + 1];
+	char		name[ARGS_MAX_NAME_LEN + 1];
 } ReadyName;
 
 /* What a session remembers of a queue. */

@@ -25,6 +25,7 @@
 #include "access/heapam.h"
 #include "access/htup_details.h"
 #include "access/multixact.h"
+#include "access/table.h"
 #include "access/tableam.h"
 #include "access/xact.h"
 #include "catalog/index.h"
@@ -37,12 +38,14 @@
 #include "storage/bufmgr.h"
 #include "storage/lmgr.h"
 #include "storage/procarray.h"
+#include "utils/inval.h"
 #include "utils/rel.h"
 #include "utils/resowner.h"
 #include "utils/snapmgr.h"
 #include "utils/syscache.h"
 
 #include "compat.h"
+#include "realm.h"
 #include "store.h"
 
 /* Why index entries are made. */
@@ -120,6 +123,32 @@ store_check_shape(Relation rel, const StoreShape *shape)
 	foreach(lc, indexes)
 		store_check_index(rel, shape, lfirst_oid(lc));
 	list_free(indexes);
+}
+
+/*
+ * Open a table of ours, and lock it to the end of the (sub)transaction, whatever
+ * portal we may run in: under CurTransactionResourceOwner for the reasons given in
+ * lock.c.  The caller has opened idem_key before, so the installation stays what it
+ * is.  *checked is the serial of the realm whose table has the shape.
+ */
+Relation
+store_open(Oid table, LOCKMODE mode, const StoreShape *shape, uint64 *checked)
+{
+	const uint64 serial = realm_get()->serial;
+	ResourceOwner saved = CurrentResourceOwner;
+	Relation	rel;
+
+	CurrentResourceOwner = CurTransactionResourceOwner;
+	LockRelationOid(table, mode);
+	CurrentResourceOwner = saved;
+	rel = table_open(table, NoLock);
+
+	if (unlikely(*checked != serial))
+	{
+		store_check_shape(rel, shape);
+		*checked = serial;
+	}
+	return rel;
 }
 
 /*
@@ -390,6 +419,32 @@ store_replace(Relation rel, StoreRow *row, const StoreVersion *version,
 		CommandCounterIncrement();
 
 	return store_result(result);
+}
+
+/*
+ * Write a row in the place of the one that a scan finds, which ends with that, or
+ * beside the others if it finds none.  The caller holds a lock under which nobody else
+ * writes.  Whoever remembers what is in the table is to read it again.
+ */
+void
+store_put(Relation rel, StoreRow *row, SysScanDesc scan)
+{
+	const bool	wait = true;
+	HeapTuple	tuple = systable_getnext(scan);
+	bool		found = HeapTupleIsValid(tuple);
+	StoreVersion version;
+
+	if (found)
+		version.tid = tuple->t_self;
+	systable_endscan(scan);
+
+	if (!found)
+		store_insert(rel, row, 1, NULL);
+	else if (store_replace(rel, row, &version, wait) != STORE_OK)
+		elog(ERROR, "a row of table \"%s\" was changed under an exclusive lock",
+			 RelationGetRelationName(rel));
+	CacheInvalidateRelcache(rel);
+	CommandCounterIncrement();
 }
 
 /*

@@ -10,6 +10,7 @@
 
 #include "postgres.h"
 
+#include "access/genam.h"
 #include "access/htup.h"
 #include "storage/itemptr.h"
 #include "utils/rel.h"
@@ -56,6 +57,9 @@ typedef enum StoreResult
 } StoreResult;
 
 extern void store_check_shape(Relation rel, const StoreShape *shape);
+extern Relation store_open(Oid table, LOCKMODE mode, const StoreShape *shape,
+						   uint64 *checked);
+extern void store_put(Relation rel, StoreRow *row, SysScanDesc scan);
 
 extern Relation store_open_index(Oid index);
 extern Oid	store_find_index(Relation rel, const AttrNumber *columns,

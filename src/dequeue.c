@@ -33,7 +33,6 @@
 #include "funcapi.h"
 #include "miscadmin.h"
 #include "nodes/parsenodes.h"
-#include "storage/ipc.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/inval.h"
@@ -90,8 +89,10 @@ PG_FUNCTION_INFO_V1(idem_nack_many);
 PG_FUNCTION_INFO_V1(idem_extend);
 PG_FUNCTION_INFO_V1(idem_extend_many);
 
+static int	dequeue_patiently(Queue *queue, int max_messages,
+							  const Interval *lease, Message *taken,
+							  IdemWait *wait);
 static void dequeue_renew(Queue *queue);
-static void dequeue_wait_no_more(int code, Datum arg);
 static void dequeue_wait(IdemWait *wait, FunctionCallInfo fcinfo, int arg);
 static bool dequeue_pause(const IdemWait *wait, TimestampTz next_due,
 						  int pauses);
@@ -178,21 +179,16 @@ idem_dequeue(PG_FUNCTION_ARGS)
 		ready_take(&queue, max_messages, &lease, taken, &next_due);
 	if (n == 0 && wait.mode != IDEM_WAIT_NONE && !IsolationUsesXactSnapshot())
 	{
-		PG_ENSURE_ERROR_CLEANUP(dequeue_wait_no_more, (Datum) 0);
+		PG_TRY();
 		{
-			for (int pauses = 0; n == 0; pauses++)
-			{
-				wake_me_for(&queue);
-				dequeue_renew(&queue);
-				next_due = DT_NOEND;
-				if (!queue.paused)
-					n = ready_take(&queue, max_messages, &lease, taken,
-								   &next_due);
-				if (n == 0 && !dequeue_pause(&wait, next_due, pauses))
-					break;
-			}
+			n = dequeue_patiently(&queue, max_messages, &lease, taken, &wait);
 		}
-		PG_END_ENSURE_ERROR_CLEANUP(dequeue_wait_no_more, (Datum) 0);
+		PG_CATCH();
+		{
+			wake_me_no_more();
+			PG_RE_THROW();
+		}
+		PG_END_TRY();
 		wake_me_no_more();
 	}
 
@@ -200,6 +196,27 @@ idem_dequeue(PG_FUNCTION_ARGS)
 	for (int i = 0; i < n; i++)
 		dequeue_put(rsinfo, &queue, &taken[i]);
 	return (Datum) 0;
+}
+
+/* Look, and wait, until there is something to take, or the wait is over. */
+static int
+dequeue_patiently(Queue *queue, int max_messages, const Interval *lease,
+				  Message *taken, IdemWait *wait)
+{
+	int			n = 0;
+
+	for (int pauses = 0; n == 0; pauses++)
+	{
+		TimestampTz next_due = DT_NOEND;
+
+		wake_me_for(queue);
+		dequeue_renew(queue);
+		if (!queue->paused)
+			n = ready_take(queue, max_messages, lease, taken, &next_due);
+		if (n == 0 && !dequeue_pause(wait, next_due, pauses))
+			break;
+	}
+	return n;
 }
 
 /*
@@ -230,7 +247,7 @@ idem_await(PG_FUNCTION_ARGS)
 	dequeue_wait(&wait, fcinfo, 1);
 
 	SPI_connect_ext(SPI_OPT_NONATOMIC);
-	PG_ENSURE_ERROR_CLEANUP(dequeue_wait_no_more, (Datum) 0);
+	PG_TRY();
 	{
 		for (int pauses = 0;; pauses++)
 		{
@@ -246,7 +263,12 @@ idem_await(PG_FUNCTION_ARGS)
 			dequeue_renew(&queue);
 		}
 	}
-	PG_END_ENSURE_ERROR_CLEANUP(dequeue_wait_no_more, (Datum) 0);
+	PG_CATCH();
+	{
+		wake_me_no_more();
+		PG_RE_THROW();
+	}
+	PG_END_TRY();
 	wake_me_no_more();
 	SPI_finish();
 	PG_RETURN_VOID();
@@ -262,13 +284,6 @@ dequeue_renew(Queue *queue)
 	AcceptInvalidationMessages();
 	queue_check(queue->owner, queue->name);
 	queue_use(queue, queue->owner, queue->name);
-}
-
-/* After an error, or at the end of the process. */
-static void
-dequeue_wait_no_more(int code, Datum arg)
-{
-	wake_me_no_more();
 }
 
 /* NULL is not to wait at all. */

@@ -24,6 +24,7 @@
 #include "common/hashfn.h"
 #include "miscadmin.h"
 #include "port/atomics.h"
+#include "storage/ipc.h"
 #include "storage/latch.h"
 #include "storage/proc.h"
 
@@ -48,6 +49,7 @@ static Size wake_shared_size(void);
 static void wake_shared_fill(void *place);
 static void wake_xact_callback(XactEvent event, void *arg);
 static void wake_all(WakeShared *shared);
+static void wake_end(int code, Datum arg);
 
 static ShmemPart wake_part = {wake_shared_size, wake_shared_fill, 0};
 
@@ -149,15 +151,21 @@ wake_all(WakeShared *shared)
 /*
  * From now on this backend is woken when something comes into the queue.  To be
  * called before it looks for the last time, and undone by wake_me_no_more(), also
- * after an error.
+ * after an error; the end of the process sees to itself.
  */
 void
 wake_me_for(const Queue *queue)
 {
+	static bool registered = false;
 	WakeShared *shared = shmem_get(&wake_part);
 
 	if (shared == NULL)
 		return;
+	if (!registered)
+	{
+		before_shmem_exit(wake_end, (Datum) 0);
+		registered = true;
+	}
 	if (pg_atomic_exchange_u64(&shared->waiting[MyProcNumber],
 							   wake_hash(queue)) == 0)
 		pg_atomic_fetch_add_u32(&shared->nwaiting, 1);
@@ -172,4 +180,10 @@ wake_me_no_more(void)
 		return;
 	if (pg_atomic_exchange_u64(&shared->waiting[MyProcNumber], 0) != 0)
 		pg_atomic_fetch_sub_u32(&shared->nwaiting, 1);
+}
+
+static void
+wake_end(int code, Datum arg)
+{
+	wake_me_no_more();
 }

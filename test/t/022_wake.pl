@@ -197,6 +197,20 @@ is($consumer->{stdout}, '', 'who is woken in vain goes on waiting');
 my $id = $producer->query_safe(q{SELECT idem_enqueue('q', '"true"')});
 like(end($consumer), qr/^$id\|/, 'until there is something');
 
+# Who has counted nothing so far, and does so while he waits: a message dies.
+
+$producer->query_safe(q{SELECT idem_enqueue('q', '1', max_attempts => 1)});
+$producer->query_safe(q{SELECT FROM idem_dequeue('q', lease => '2 s')});
+my $newcomer = session($node);
+begin($newcomer, $take);
+ok($node->poll_query_until('postgres', q{
+	SELECT count(*) = 1 FROM idem_message WHERE lease_until BETWEEN '2000-01-01' AND clock_timestamp() - interval '0.5 s'}),
+	'a message can be taken no more');
+$id = $producer->query_safe(q{SELECT idem_enqueue('q', '2')});
+like(end($newcomer), qr/^$id\|/, 'and the next one is taken');
+$newcomer->quit;
+is($producer->query_safe(q{SELECT idem_purge('q', dead_letters => true)}), 1, 'it had died meanwhile');
+
 # Two consumers are woken by one message: one of them gets it.
 
 my $second = session($node);

@@ -294,6 +294,33 @@ CREATE VIEW violation_message_sum AS
 	 WHERE enqueued <> effects + waiting + dead + purged;
 COMMENT ON VIEW violation_message_sum IS 'the numbers of messages add up';
 
+-- Of the last life of the shared memory: no update is lost, and none comes from nowhere. Who
+-- has no answer may have been counted.
+CREATE VIEW violation_breaker_count AS
+	SELECT b.*, h.recorded, h.recording
+	  FROM breaker AS b,
+		   LATERAL (SELECT count(*) FILTER (WHERE event = 'recorded' AND response ->> 'life' = life) AS recorded,
+						   count(*) FILTER (WHERE event = 'recording')
+						   - count(*) FILTER (WHERE event = 'recorded') AS unanswered,
+						   count(*) FILTER (WHERE event = 'recording') AS recording
+					  FROM history WHERE id = name) AS h
+	 WHERE name = 'counted' AND calls NOT BETWEEN recorded AND recorded + unanswered;
+COMMENT ON VIEW violation_breaker_count IS 'a circuit breaker counts each call once';
+
+-- Each answer was given between two readings of the clock.
+CREATE VIEW answered AS
+	SELECT op, event, detail AS state, response ->> 'life' AS life, seconds AS retry_after,
+		   (response ->> 'from')::float8 AS begun, (response ->> 'to')::float8 AS ended
+	  FROM history WHERE event IN ('allowed', 'refused');
+
+CREATE VIEW violation_breaker_open AS
+	SELECT r.op, r.begun, r.ended, r.retry_after, a.op AS other, a.begun AS other_begun, a.ended AS other_ended
+	  FROM answered AS r JOIN answered AS a USING (life)
+	 WHERE r.event = 'refused' AND r.state = 'open' AND a.event = 'allowed'
+	   AND a.begun > r.ended AND a.ended < r.begun + r.retry_after
+	   AND NOT (SELECT clock_stepped FROM round);
+COMMENT ON VIEW violation_breaker_open IS 'nobody is allowed through an open breaker';
+
 -- The clients note here what none of them may be told.
 CREATE VIEW violation_error AS
 	SELECT client, op, sqlstate, detail FROM history WHERE event = 'strange';

@@ -13,16 +13,16 @@ import psycopg2
 _faults = []
 
 
-def fault(weight, needs_clock=False):
+def fault(weight, needs_clock=False, needs_preload=False):
     def register(function):
-        _faults.append((function, weight, needs_clock))
+        _faults.append((function, weight, needs_clock, needs_preload))
         return function
     return register
 
 
-def draw(rng, clock):
-    chosen = [(function, weight) for function, weight, needs_clock in _faults
-              if clock or not needs_clock]
+def draw(rng, clock, preloaded):
+    chosen = [(function, weight) for function, weight, needs_clock, needs_preload in _faults
+              if (clock or not needs_clock) and (preloaded or not needs_preload)]
     functions, weights = zip(*chosen)
     return rng.choices(functions, weights)[0]
 
@@ -51,6 +51,18 @@ def terminate(run, rng):
 @fault(6)
 def cancel(run, rng):
     tell(run, 'pg_cancel_backend', backends(run, rng, 6))
+    yield 0
+
+
+@fault(3, needs_preload=True)
+def send_home(run, rng):
+    """The janitor, or the worker that he has sent."""
+    with closing(run.server.connect()) as connection, connection.cursor() as cursor:
+        cursor.execute('SELECT pid FROM pg_stat_activity'
+                       " WHERE backend_type = 'idempotency janitor' ORDER BY datid NULLS FIRST")
+        pids = [pid for pid, in cursor]
+    if pids:
+        tell(run, 'pg_terminate_backend', [rng.choice(pids)])
     yield 0
 
 

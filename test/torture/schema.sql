@@ -82,6 +82,9 @@ CREATE TABLE history (
 	writes int, response jsonb, seconds float8, detail text,
 	token bigint, attempt int);
 
+-- What circuit breakers had counted at the end, and in which life of the memory.
+CREATE TABLE breaker (life text, name text, calls int);
+
 -- The last look at every key.
 CREATE TABLE last_look (id text, state text, response jsonb, outcome text);
 

@@ -28,6 +28,10 @@ log_min_messages = error
 log_min_error_statement = panic
 """
 
+# The janitor has little to remove, and is to be seen at it.
+PRELOADED = ('-c', 'shared_preload_libraries=idempotency', '-c', 'idempotency.janitor_interval=1',
+             '-c', 'idempotency.janitor_batch=20', '-c', 'idempotency.janitor_pause=1')
+
 
 class Server:
     port = 5432
@@ -39,6 +43,7 @@ class Server:
         self.full = directory / 'disk-is-full'
         self.clock = directory / 'clock'
         self.offset = 0.0               # of the clock, in seconds
+        self.preloaded = False
         self.process = None
         self.set_clock(0.0)
         subprocess.run(['initdb', '-D', self.data, '-U', 'postgres', '-A', 'trust', '-N',
@@ -57,7 +62,7 @@ class Server:
             if self.process is None:
                 with open(self.log, 'a') as log:
                     self.process = subprocess.Popen(
-                        ['postgres', '-D', self.data], env=environment,
+                        ['postgres', '-D', self.data, *(PRELOADED if self.preloaded else ())], env=environment,
                         stdin=subprocess.DEVNULL, stdout=log, stderr=log)
             try:
                 self.connect().close()

@@ -5,8 +5,8 @@ go wrong; then the books are checked.
 
 The environment says how: DURATION in seconds (120), SEED (drawn, and printed),
 CLIENTS (16). The time is divided into rounds, each with keys of its own; in every
-third of them the clock of the server is stepped, and times are not looked at. The
-output is TAP: for each round one line for each promise, see check.sql.
+third of them the clock of the server is stepped, and times are not looked at; in two
+of three the library is preloaded, and the janitor at work. The output is TAP: for each round one line for each promise, see check.sql.
 """
 
 import collections
@@ -23,6 +23,7 @@ from contextlib import closing
 
 import psycopg2
 
+import breakers
 import client
 import faults
 import operations
@@ -30,7 +31,7 @@ import queues
 import server
 
 ROUND = 40                              # seconds, or somewhat less or more
-TABLES = ['idem_key', 'idem_step', 'idem_message', 'idem_dead_letter', 'idem_queue']
+TABLES = ['idem_key', 'idem_step', 'idem_message', 'idem_dead_letter', 'idem_queue', 'idem_breaker']
 HERE = pathlib.Path(__file__).parent
 
 
@@ -51,6 +52,7 @@ class Shared:
         self.host = str(run.server.directory)
         self.port = run.server.port
         self.directory = run.directory
+        self.preloaded = run.server.preloaded
         self.seed = seed
         self.stop = multiprocessing.Event()
         self.progress = multiprocessing.Array('i', run.clients, lock=False)
@@ -108,12 +110,13 @@ def settle(run, history, rng, age=None):
         history.append((op, 'committed' if commit else 'aborted', writes))
 
 
-def play(run, number, seconds, clock):
+def play(run, number, seconds, clock, preloaded):
     """A round: the clients at work, and one fault after the other."""
     seed = f'{run.seed}/{number}'
     rng = random.Random(f'{seed}/faults')
     run.server.set_clock(0.0)
     run.server.stop(signal.SIGINT)
+    run.server.preloaded = preloaded
     run.server.start()
     execute(run, 'DROP SCHEMA IF EXISTS torture CASCADE; DROP EXTENSION IF EXISTS idempotency')
     execute(run, 'CREATE EXTENSION idempotency; CREATE EXTENSION IF NOT EXISTS amcheck')
@@ -121,6 +124,8 @@ def play(run, number, seconds, clock):
     execute(run, 'INSERT INTO torture.round VALUES (%s, %s)', clock,
             f'{operations.LONGEST_LEASE} s')
     for_each_role(run, queues.begin)
+    with closing(run.server.connect()) as connection, connection.cursor() as cursor:
+        breakers.begin(cursor)
 
     shared = Shared(run, seed)
     processes = [multiprocessing.Process(target=client.run, args=(shared, i))
@@ -132,7 +137,7 @@ def play(run, number, seconds, clock):
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         time.sleep(rng.uniform(0.1, 0.6))
-        fault = faults.draw(rng, clock)
+        fault = faults.draw(rng, clock, preloaded)
         counts[fault.__name__] = counts.get(fault.__name__, 0) + 1
         try:
             for pause in fault(run, rng):
@@ -174,6 +179,8 @@ def close(run, settled):
     for op, event, writes in settled:
         execute(run, 'INSERT INTO torture.history (op, event, writes) VALUES (%s, %s, %s)',
                 op, event, writes)
+    execute(run, 'INSERT INTO torture.breaker SELECT extract(epoch FROM stats_reset)::text, name, calls'
+            ' FROM idem_stats, idem_breakers' if run.server.preloaded else 'SELECT')
     deadline = time.monotonic() + 10 * operations.LONGEST_LEASE
     while not (over := execute(run, 'SELECT count(*) = 0 FROM idem_in_flight WHERE NOT overdue')[0][0]) \
             and time.monotonic() < deadline:
@@ -205,6 +212,16 @@ def close(run, settled):
             cursor.executemany('INSERT INTO torture.last_look VALUES (%s, %s, %s, %s)',
                                [(*look, outcomes[look[0]]) for look in looks])
     return over
+
+
+def swept(run):
+    """Waits for the janitor, who stays away for a minute at most where he has met errors."""
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline:
+        if execute(run, "SELECT count(*) = 0 FROM idem_key WHERE state = 'f' AND expires_at < clock_timestamp()")[0][0]:
+            return True
+        time.sleep(0.1)
+    return False
 
 
 def check(run, report, label):
@@ -301,8 +318,9 @@ def main():
     try:
         for number in range(rounds):
             clock = number % 3 == 1
+            preloaded = number % 3 != 2
             label = f'round {number + 1}' + (' with clock steps' if clock else '')
-            settled, counts, died = play(run, number, duration / rounds, clock)
+            settled, counts, died = play(run, number, duration / rounds, clock, preloaded)
             over = close(run, settled)
             events = count(run, 'event', 'true')
             totals.update(transactions=sum(events.get(event, 0) for event in
@@ -313,9 +331,13 @@ def main():
             report.note('  outcomes: ' + listing(count(run, 'detail', "event = 'answer'")))
             report.note('  errors: ' + listing(count(run, 'sqlstate', 'sqlstate IS NOT NULL')))
             report.note('  messages: ' + listing(messages(run)))
+            report.note('  breakers: ' + listing(count(run, "event || coalesce(' ' || detail, '')",
+                                                       "event IN ('allowed', 'refused', 'recorded')")))
             report.note('  faults: ' + listing(counts))
             report.test(not died, f'{label}: no client has failed', [died] if died else [])
             report.test(over, f'{label}: all leases run out')
+            if preloaded:
+                report.test(swept(run), f'{label}: the janitor removes what has expired')
             report.test(events.get('committed', 0) > 0, f'{label}: something was done')
             check(run, report, label)
             rows = sound(run)

@@ -179,7 +179,7 @@ idem_janitor_launcher(Datum arg)
 	}
 }
 
-/* Each database once, and again until it has been swept. */
+/* Each database once, and again until it has been swept, or the janitor is turned off. */
 static void
 janitor_round(void)
 {
@@ -199,7 +199,7 @@ janitor_round(void)
 			place->swept = false;
 	}
 
-	while (databases != NIL)
+	while (databases != NIL && janitor_interval > 0)
 	{
 		List	   *left = NIL;
 
@@ -442,7 +442,7 @@ idem_janitor_worker(Datum arg)
 		place->failed = false;
 }
 
-/* For a shift. */
+/* For a shift, or until the janitor is turned off. */
 static void
 janitor_work(JanitorPlace *place)
 {
@@ -452,7 +452,8 @@ janitor_work(JanitorPlace *place)
 	bool		end = false;	/* of the keys; then come the letters */
 	int64		letters = PG_INT64_MAX;
 
-	while ((!end || letters >= janitor_batch) && lock_clock() < shift_end)
+	while ((!end || letters >= janitor_batch) && lock_clock() < shift_end &&
+		   janitor_interval > 0)
 	{
 		int64		removed;
 

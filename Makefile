@@ -29,7 +29,8 @@ SCRIPT_SRC  = src/idempotency.sql src/realm.sql src/backoff.sql src/key.sql \
               src/record.sql src/memo.sql src/claim.sql src/finish.sql src/lease.sql \
               src/step.sql src/batch.sql src/once.sql src/http.sql src/lookup.sql \
               src/queue.sql src/message.sql src/letter.sql src/enqueue.sql \
-              src/dequeue.sql src/breaker.sql src/janitor.sql src/stats.sql src/privileges.sql
+              src/dequeue.sql src/breaker.sql src/janitor.sql src/stats.sql \
+              src/status.sql src/privileges.sql
 DATA_built  = $(SCRIPT)
 
 PG_CPPFLAGS = -DIDEM_VERSION='"$(EXTVERSION)"'

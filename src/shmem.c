@@ -29,6 +29,8 @@
 #define SHMEM_NAME		"idempotency"
 #define SHMEM_MAX_PARTS	4
 
+bool		shmem_preloaded = false;
+
 static ShmemPart *shmem_parts[SHMEM_MAX_PARTS];
 static int	shmem_nparts = 0;
 static char *shmem_base = NULL;
@@ -74,15 +76,30 @@ shmem_fill(void *place)
 void
 shmem_init(void)
 {
+	shmem_preloaded = process_shared_preload_libraries_in_progress;
+}
+
+static void
+shmem_try(void)
+{
+	if (unlikely(shmem_base == NULL) && !shmem_failed && IsTransactionState())
+		shmem_attach();
 }
 
 /* NULL if it is not to be had. */
 void *
 shmem_get(const ShmemPart *part)
 {
-	if (unlikely(shmem_base == NULL) && !shmem_failed && IsTransactionState())
-		shmem_attach();
+	shmem_try();
 	return shmem_base == NULL ? NULL : shmem_base + part->offset;
+}
+
+/* Which kind there is, for those who look at it. */
+const char *
+shmem_kind(void)
+{
+	shmem_try();
+	return shmem_base == NULL ? "none" : "dynamic";
 }
 
 /*
@@ -173,7 +190,8 @@ shmem_startup(void)
 void
 shmem_init(void)
 {
-	if (!process_shared_preload_libraries_in_progress)
+	shmem_preloaded = process_shared_preload_libraries_in_progress;
+	if (!shmem_preloaded)
 		return;
 
 	shmem_next_request = shmem_request_hook;
@@ -187,6 +205,13 @@ void *
 shmem_get(const ShmemPart *part)
 {
 	return shmem_base == NULL ? NULL : shmem_base + part->offset;
+}
+
+/* Which kind there is, for those who look at it. */
+const char *
+shmem_kind(void)
+{
+	return shmem_base == NULL ? "none" : "static";
 }
 
 #endif							/* IDEM_HAVE_DSM_REGISTRY */

@@ -18,8 +18,12 @@ typedef struct ShmemPart
 	Size		offset;			/* set by shmem.c */
 } ShmemPart;
 
+/* Has the server loaded the library at its start? */
+extern bool shmem_preloaded;
+
 extern void shmem_reserve(ShmemPart *part);
 extern void shmem_init(void);
 extern void *shmem_get(const ShmemPart *part);
+extern const char *shmem_kind(void);
 
 #endif							/* IDEM_SHMEM_H */

@@ -20,11 +20,13 @@
 #include "lease.h"
 #include "pending.h"
 #include "record.h"
+#include "shmem.h"
 
 PG_FUNCTION_INFO_V1(idem_own_claims);
 PG_FUNCTION_INFO_V1(idem_leases);
 PG_FUNCTION_INFO_V1(idem_counters);
 PG_FUNCTION_INFO_V1(idem_stats_reset);
+PG_FUNCTION_INFO_V1(idem_library);
 
 /* Text from a string that is not null-terminated. */
 static Datum
@@ -172,4 +174,26 @@ idem_stats_reset(PG_FUNCTION_ARGS)
 				 errmsg("nothing is counted without shared memory"),
 				 errhint("Add \"idempotency\" to shared_preload_libraries and restart the server.")));
 	PG_RETURN_VOID();
+}
+
+/*
+ * idem_library() -> setof (version text, memory text, preloaded bool)
+ *
+ * Of the library that this session has loaded: its version, the shared memory it
+ * has (static, dynamic or none), and whether the server loaded it at its start.
+ * One row.
+ */
+Datum
+idem_library(PG_FUNCTION_ARGS)
+{
+	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
+	Datum		values[3];
+	bool		isnull[3] = {false};
+
+	InitMaterializedSRF(fcinfo, 0);
+	values[0] = CStringGetTextDatum(IDEM_VERSION);
+	values[1] = CStringGetTextDatum(shmem_kind());
+	values[2] = BoolGetDatum(shmem_preloaded);
+	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, isnull);
+	return (Datum) 0;
 }

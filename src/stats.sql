@@ -207,3 +207,14 @@ COMMENT ON FUNCTION @extschema@.idem_stats_reset() IS
 
 REVOKE EXECUTE ON FUNCTION @extschema@.idem_stats_reset() FROM PUBLIC;
 
+CREATE FUNCTION @extschema@.idem_library(
+	OUT version pg_catalog.text,
+	OUT memory pg_catalog.text,
+	OUT preloaded pg_catalog.bool)
+RETURNS SETOF pg_catalog.record
+AS 'MODULE_PATHNAME', 'idem_library'
+LANGUAGE C VOLATILE PARALLEL RESTRICTED ROWS 1;
+
+COMMENT ON FUNCTION @extschema@.idem_library() IS
+'Version of the library, and which shared memory it has: static, dynamic or none; better read through idem_status.';
+

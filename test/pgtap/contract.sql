@@ -9,7 +9,7 @@ CREATE SCHEMA idem;
 CREATE EXTENSION idempotency SCHEMA idem;
 SET LOCAL search_path = public, idem;
 
-SELECT plan(206);
+SELECT plan(209);
 
 -- What belongs to the extension; newer releases count row types of tables, and
 -- array types, which come by themselves.
@@ -50,7 +50,8 @@ SELECT set_eq(
 		  'idem_extend', 'idem_extend_many', 'idem_redrive', 'idem_purge',
 		  'idem_configure_queue', 'idem_queue_hash', 'idem_counters', 'idem_stats_reset',
 		  'idem_breaker_allow', 'idem_breaker_record', 'idem_breaker_configure',
-		  'idem_breaker_force', 'idem_breaker_reset', 'idem_breaker_states'],
+		  'idem_breaker_force', 'idem_breaker_reset', 'idem_breaker_states',
+		  'idem_library', 'idem_status'],
 	'functions');
 SELECT set_eq(
 	$$SELECT c.relname::text, c.relkind::text FROM members AS m
@@ -172,6 +173,7 @@ INSERT INTO signature VALUES
  'void'),
 ('idem_queue_hash', 'queue text', 'bigint'),
 ('idem_stats_reset', '', 'void'),
+('idem_status', 'OUT item text, OUT value text, OUT warning text', 'SETOF record'),
 ('idem_breaker_allow', 'name text', 'idem_breaker_answer'),
 ('idem_breaker_record', 'name text, success boolean, duration interval DEFAULT NULL::interval', 'text'),
 ('idem_breaker_configure',
@@ -211,26 +213,26 @@ SELECT results_eq(
 			 ('idem_forget', 'v', 'u'),
 			 ('idem_guard', 'v', 'u'), ('idem_http', 'v', 'u'),
 			 ('idem_key_id', 'i', 's'), ('idem_leases', 's', 'r'),
-			 ('idem_lookup', 's', 'r'), ('idem_nack', 'v', 'u'),
+			 ('idem_library', 'v', 'r'), ('idem_lookup', 's', 'r'), ('idem_nack', 'v', 'u'),
 			 ('idem_nack_many', 'v', 'u'), ('idem_once', 'v', 'u'),
 			 ('idem_own_claims', 'v', 'r'), ('idem_purge', 'v', 'u'),
 			 ('idem_queue_hash', 'i', 's'),
 			 ('idem_receive', 'v', 'u'), ('idem_redrive', 'v', 'u'),
 			 ('idem_release', 'v', 'u'), ('idem_renew', 'v', 'u'),
 			 ('idem_resolve', 'v', 'u'), ('idem_stats_reset', 'v', 'u'),
-			 ('idem_step', 'v', 'u'),
+			 ('idem_status', 'v', 'u'), ('idem_step', 'v', 'u'),
 			 ('idem_step_finish', 'v', 'u'), ('idem_steps', 's', 'r')$$,
 	'volatility and parallel safety');
 SELECT is_empty(
 	$$SELECT proname FROM pg_proc AS p JOIN pg_language AS l ON l.oid = p.prolang
 	   WHERE pronamespace = 'idem'::regnamespace
-	     AND (l.lanname <> 'c' OR prosecdef OR proleakproof OR proisstrict
+	     AND (l.lanname <> CASE proname WHEN 'idem_status' THEN 'sql' ELSE 'c' END OR prosecdef OR proleakproof OR proisstrict
 			  OR proconfig IS NOT NULL
 			  OR prokind <> CASE proname WHEN 'idem_await' THEN 'p' ELSE 'f' END)$$,
 	'C functions, and a procedure, with the rights of the caller, that answer a null themselves');
 SELECT is_empty(
 	$$SELECT proname FROM pg_proc WHERE pronamespace = 'idem'::regnamespace
-	     AND (prosrc <> proname OR probin <> 'idempotency')$$,
+	     AND (prosrc <> proname OR probin <> 'idempotency') AND prosqlbody IS NULL$$,
 	'the C symbol is the name of the function');
 SELECT is_empty(
 	$$SELECT proname FROM pg_proc WHERE pronamespace = 'idem'::regnamespace

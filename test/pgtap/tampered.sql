@@ -262,6 +262,8 @@ CREATE TEMPORARY TABLE queue_tampering (n int GENERATED ALWAYS AS IDENTITY, chan
 CREATE FUNCTION pg_temp.without_views() RETURNS void LANGUAGE plpgsql AS
 $$
 BEGIN
+	ALTER EXTENSION idempotency DROP FUNCTION idem_status();
+	DROP FUNCTION idem_status();
 	ALTER EXTENSION idempotency DROP VIEW idem_queues;
 	ALTER EXTENSION idempotency DROP VIEW idem_messages;
 	ALTER EXTENSION idempotency DROP VIEW idem_dead_letters;

@@ -12,10 +12,11 @@
 # caller, it installs what is missing, copies the checkout, runs the script once
 # more inside, as an unprivileged user, and clears up. Inside, it returns.
 #
-# PG_CONFIG chooses the server; KEEP=1 keeps the directory. NEED_TAP,
-# NEED_PYTHON and NEED_TOOLS (program:package ...) say, before this file is sourced, what a script needs besides the
-# server; PASS names the variables of the caller that it wants to see inside. What
-# it leaves in the directory results, beside src, is copied to RESULTS, if that is set.
+# PG_CONFIG chooses the server; KEEP=1 keeps the directory. NEED_TAP, NEED_PYTHON,
+# NEED_NODE (module@version ...) and NEED_TOOLS (program:package or /file:package ...) say what a
+# script needs besides the server; PASS names the variables of the caller that it wants to
+# see inside. What it leaves in the directory results, beside src, is copied to RESULTS,
+# if that is set.
 
 set -euo pipefail
 
@@ -32,6 +33,7 @@ sandbox()
 	if [ -n "${SANDBOX:-}" ]; then
 		# from the start, so that nothing can go to another server
 		export PGHOST=$SANDBOX PGUSER=postgres PGDATABASE=postgres
+		export NODE_PATH=${NODE_PATH:-$SANDBOX/node_modules:/usr/share/nodejs}
 		cd "$SANDBOX/src"
 		return
 	fi
@@ -57,6 +59,7 @@ sandbox()
 	trap 'stop 129' HUP
 	trap 'stop 130' INT
 	trap 'stop 143' TERM
+	[ -z "${NEED_NODE:-}" ] || ! node_is_foreign || fetch_modules
 
 	# A process group of its own, so that all of it can be stopped; in the
 	# background, because bash runs no trap while it waits for the foreground.
@@ -179,8 +182,17 @@ missing()
 			# Debian's, whatever else is called python3 here
 			/usr/bin/python3 -c 'import psycopg2' || say python3 python3-psycopg2
 		fi
+		if [ -n "${NEED_NODE:-}" ] && ! node_is_foreign; then
+			command -v node >/dev/null || say nodejs
+			for tool in $NEED_NODE; do
+				[ -e "/usr/share/nodejs/${tool%@*}" ] || say "node-${tool%@*}"
+			done
+		fi
 		for tool in ${NEED_TOOLS:-}; do
-			command -v "${tool%%:*}" >/dev/null || say "${tool#*:}"
+			case $tool in
+				/*) [ -e "${tool%%:*}" ] ;;
+				*) command -v "${tool%%:*}" >/dev/null ;;
+			esac || say "${tool#*:}"
 		done
 	} 2>/dev/null | xargs
 }
@@ -217,6 +229,26 @@ install_packages()
 			--no-install-recommends install $lacking 2>&1 </dev/null) || say "$log" >&2
 	)
 	lacking=$(missing)
+}
+
+# Debian's modules can be installed beside Debian's node only.
+node_is_foreign()
+{
+	command -v node >/dev/null && [[ $(dpkg-query -W -f '${Version}' nodejs 2>/dev/null) != *dfsg* ]]
+}
+
+# Beside another one, npm brings them; it keeps them in its cache.
+fetch_modules()
+{
+	local log modules
+
+	modules=$(mktemp -d)
+	# shellcheck disable=SC2086  # a list
+	log=$(cd "$modules" && npm install --no-save --no-package-lock --ignore-scripts --prefer-offline \
+		--no-audit --no-fund --loglevel=error $NEED_NODE 2>&1 </dev/null) &&
+		tar -C "$modules" -cf - node_modules | "${as_user[@]}" tar -C "$tmp" -xf - ||
+		{ say "$log" >&2; rm -rf "$modules"; die "cannot fetch $NEED_NODE from npm"; }
+	rm -rf "$modules"
 }
 
 #

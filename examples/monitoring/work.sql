@@ -30,6 +30,10 @@ SELECT idem_nack(id, token, '"no such address"', final => true) IS NULL AS dead 
 SELECT attempt FROM idem_dequeue('mail', lease => '1 hour');
 
 -- The payment service does not answer; the mail server does.
+SELECT idem_breaker_configure('mail', window_length => '1 hour');
 SELECT idem_breaker_record('payments', false) AS state FROM generate_series(1, 20) GROUP BY 1;
 SELECT idem_breaker_record('mail', true) AS state;
 SELECT idem_breaker_force('maps', 'open');
+
+-- VACUUM has been there once.
+VACUUM idem_key;

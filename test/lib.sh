@@ -200,7 +200,7 @@ missing()
 install_packages()
 {
 	local conf=/etc/postgresql-common/createcluster.d/idempotency-test.conf
-	local policy=/usr/sbin/policy-rc.d made=
+	local policy=/usr/sbin/policy-rc.d made= unit
 
 	command -v apt-get >/dev/null || return 0
 	[ "$(id -u)" -eq 0 ] || [ -n "$sudo" ] || return 0
@@ -227,6 +227,11 @@ install_packages()
 		# shellcheck disable=SC2086  # a list
 		log=$($sudo env DEBIAN_FRONTEND=noninteractive LC_ALL=C apt-get -qq -y \
 			--no-install-recommends install $lacking 2>&1 </dev/null) || say "$log" >&2
+		# and not at the next boot, either
+		for unit in pgbouncer prometheus prometheus-postgres-exporter; do
+			[[ " $lacking " != *" $unit "* ]] || ! command -v systemctl >/dev/null ||
+				$sudo systemctl --quiet disable "$unit" >/dev/null 2>&1 || :
+		done
 	)
 	lacking=$(missing)
 }
@@ -245,9 +250,9 @@ fetch_modules()
 	modules=$(mktemp -d)
 	# shellcheck disable=SC2086  # a list
 	log=$(cd "$modules" && npm install --no-save --no-package-lock --ignore-scripts --prefer-offline \
-		--no-audit --no-fund --loglevel=error $NEED_NODE 2>&1 </dev/null) &&
-		tar -C "$modules" -cf - node_modules | "${as_user[@]}" tar -C "$tmp" -xf - ||
+		--no-audit --no-fund --loglevel=error $NEED_NODE 2>&1 </dev/null) ||
 		{ say "$log" >&2; rm -rf "$modules"; die "cannot fetch $NEED_NODE from npm"; }
+	tar -C "$modules" -cf - node_modules | "${as_user[@]}" tar -C "$tmp" -xf -
 	rm -rf "$modules"
 }
 

@@ -13,6 +13,7 @@ const { setTimeout: sleep } = require('node:timers/promises');
 const pg = require('pg');
 
 const [queue, url] = process.argv.slice(2);
+const { request } = require(url?.startsWith('https:') ? 'node:https' : 'node:http');
 const { SLOTS = 10, LEASE = 30, TIMEOUT = 60, GRACE = 20 } = process.env;
 const WAIT = '5 s';		// for messages, before asking again
 
@@ -65,30 +66,38 @@ function seconds(retryAfter) {
 	return Number.isNaN(span) ? null : `${Math.min(Math.max(span, 0), 86400)} s`;
 }
 
-// How a delivery went: nothing, or what idem_nack shall be told.
-async function post(message, signal) {
-	try {
-		const answer = await fetch(url, {
+// Not by fetch: in Node 18 it may forget the signal that is to abort it, and never end.
+function send(message, signal) {
+	return new Promise((resolve, reject) => {
+		const call = request(url, {
 			method: 'POST',
 			headers: {
 				'Content-Type': 'application/json',
+				'Content-Length': Buffer.byteLength(message.payload),
 				'Idempotency-Key': message.downstream_key,
 			},
-			body: message.payload,
-			redirect: 'manual',		// a redirected POST would become a GET
 			signal,
-		});
-		answer.body?.cancel().catch(() => {});
-		if (answer.ok)
+		}, resolve);
+		call.on('error', reject);
+		call.end(message.payload);
+	});
+}
+
+// How a delivery went: nothing, or what idem_nack shall be told.
+async function post(message, signal) {
+	try {
+		const answer = await send(message, signal);
+		const status = answer.statusCode;
+		answer.destroy();			// all else that it says
+		if (status >= 200 && status < 300)
 			return undefined;
 		return {
-			error: { status: answer.status },
-			retryIn: seconds(answer.headers.get('Retry-After')),
-			final: answer.status >= 400 && answer.status < 500 &&
-				![408, 409, 425, 429].includes(answer.status),
+			error: { status },
+			retryIn: seconds(answer.headers['retry-after']),
+			final: status >= 400 && status < 500 && ![408, 409, 425, 429].includes(status),
 		};
 	} catch (error) {				// no connection, no answer in time, no HTTP
-		const { message } = signal.reason ?? error.cause ?? error;
+		const { message } = signal.reason ?? error;
 		return { error: { message }, retryIn: signal.reason === STOPPED ? '0' : null, final: false };
 	}
 }

@@ -80,6 +80,8 @@ def logged(prefix):
     for name in glob.glob(prefix + ".*"):
         with open(name, encoding="ascii") as file:
             for line in file:
+                if not line.endswith("\n"):
+                    continue                # cut off, with the run
                 _, _, time_us, _, epoch, us = line.split(" ")[:6]
                 times.append(int(time_us))
                 ends.append(int(epoch) * 1_000_000 + int(us))

@@ -186,7 +186,17 @@ is($node->safe_psql('big', q{
 	 WHERE c.outcome = 'claimed';
 	SELECT count(*) FROM sample AS s, idem_lookup(s.key) AS l WHERE l.state = 'finished'}),
 	"200\n200", 'expired keys are claimed meanwhile, and stay');
-cmp_ok($node->safe_psql('big', 'SELECT count(*) FROM idem_key'), '>', 1000, 'it has much to do');
+configure(janitor_interval => 0);
+ok($node->poll_query_until('postgres', q{
+	SELECT count(*) = 0 FROM pg_stat_activity
+	 WHERE backend_type = 'idempotency janitor' AND datname = 'big'}), 'an interval of 0 ends a round, too');
+my $left = $node->safe_psql('big', 'SELECT count(*) FROM idem_key');
+cmp_ok($left, '>', 1000, 'with much left to do');
+$node->safe_psql('big', q{SELECT idem_finish('a moment') FROM idem_claim('a moment')});
+$node->poll_query_until('big', q{SELECT clock_timestamp() > max(claimed_at) + '3 s' FROM idem_key});
+is($node->safe_psql('big', 'SELECT count(*) FROM idem_key'), $left + 1, 'that stays');
+configure(janitor_interval => 1);
+ok($node->poll_query_until('big', "SELECT count(*) < $left FROM idem_key"), 'until it is turned on again');
 is($node->psql('postgres', 'DROP DATABASE big'), 0, 'the database can be dropped all the same');
 serves('bare', 'and the janitor goes on');
 $node->safe_psql('postgres', "ALTER SYSTEM RESET idempotency.$_") for 'janitor_batch', 'janitor_pause';

@@ -318,7 +318,10 @@ CREATE VIEW violation_breaker_open AS
 	  FROM answered AS r JOIN answered AS a USING (life)
 	 WHERE r.event = 'refused' AND r.state = 'open' AND a.event = 'allowed'
 	   AND a.begun > r.ended AND a.ended < r.begun + r.retry_after
-	   AND NOT (SELECT clock_stepped FROM round);
+	   AND NOT (SELECT clock_stepped FROM round)
+	UNION ALL
+	SELECT op, begun, ended, retry_after, 'itself', NULL, NULL
+	  FROM answered WHERE event = 'allowed' AND state = 'open';
 COMMENT ON VIEW violation_breaker_open IS 'nobody is allowed through an open breaker';
 
 -- The clients note here what none of them may be told.

@@ -56,11 +56,20 @@
 #include "record.h"
 #include "shmem.h"
 
-/* So long a worker works at the most, in microseconds: DROP DATABASE waits for 5 s. */
-#define JANITOR_SHIFT			USECS_PER_SEC
+/*
+ * So long a worker works at the most, in microseconds: DROP DATABASE waits for 5 s. Not
+ * much shorter, since to start one is most of what others feel of it.
+ */
+#define JANITOR_SHIFT			(3 * USECS_PER_SEC)
 
 /* So many pages are looked at in one transaction. */
 #define JANITOR_PAGES			1000
+
+/*
+ * So many rows of the kind fill a page.  A transaction changes no more pages than its
+ * batch would fill: where few rows of each have expired, it is the pages that cost.
+ */
+#define JANITOR_ROWS_PER_PAGE	50
 
 /* A round that took t, without the pauses, is followed by a rest of JANITOR_PATIENCE * t. */
 #define JANITOR_PATIENCE		10
@@ -462,7 +471,9 @@ janitor_work(JanitorPlace *place)
 		StartTransactionCommand();
 		record_open(true);
 		if (!end)
-			removed = record_expire_part(&hand, JANITOR_PAGES, janitor_batch, &end);
+			removed = record_expire_part(&hand, JANITOR_PAGES,
+										 Max(janitor_batch / JANITOR_ROWS_PER_PAGE, 1),
+										 janitor_batch, &end);
 		else
 			letters = removed = letter_expire(janitor_batch);
 		counter_add(COUNTER_EXPIRED, removed);

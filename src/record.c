@@ -143,7 +143,7 @@ static bool record_lease_keeps(const IdemLease *lease, TimestampTz now);
 static bool record_slot_is_kept(TupleTableSlot *slot, TimestampTz now);
 static int64 record_expire_range(Relation rel, BlockNumber start,
 								 BlockNumber nblocks, Oid owner,
-								 int64 max_rows);
+								 int64 max_rows, BlockNumber max_changed);
 
 /* ----------------------------------------------------------------
  *						Opening
@@ -772,10 +772,10 @@ record_expire(int64 max_rows)
 		start %= nblocks;
 
 		removed = record_expire_range(rel, start, nblocks - start,
-									  owner, max_rows);
+									  owner, max_rows, nblocks);
 		if (removed < max_rows)
 			removed += record_expire_range(rel, 0, start,
-										   owner, max_rows - removed);
+										   owner, max_rows - removed, nblocks);
 	}
 
 	table_close(rel, NoLock);
@@ -785,13 +785,13 @@ record_expire(int64 max_rows)
 }
 
 /*
- * The same in a part of the table: up to max_blocks from *hand on, which goes on to
- * where the next call is to begin.  *end is set if that is the end of the table, and
- * beyond it comes the beginning.
+ * The same in a part of the table: up to max_blocks from *hand on, of which no more
+ * than max_changed are changed.  *hand goes on to where the next call is to begin; *end
+ * is set if that is the end of the table, and beyond it comes the beginning.
  */
 int64
-record_expire_part(BlockNumber *hand, BlockNumber max_blocks, int64 max_rows,
-				   bool *end)
+record_expire_part(BlockNumber *hand, BlockNumber max_blocks,
+				   BlockNumber max_changed, int64 max_rows, bool *end)
 {
 	Relation	rel = table_open(realm_get()->key_table, NoLock);
 	BlockNumber nblocks = RelationGetNumberOfBlocks(rel);
@@ -800,8 +800,8 @@ record_expire_part(BlockNumber *hand, BlockNumber max_blocks, int64 max_rows,
 
 	max_blocks = Min(max_blocks, nblocks - start);
 	removed = record_expire_range(rel, start, max_blocks,
-								  record_expire_whose(rel), max_rows);
-	*hand = removed < max_rows ? start + max_blocks : record_hand;
+								  record_expire_whose(rel), max_rows, max_changed);
+	*hand = nblocks > 0 ? record_hand : 0;
 	*end = *hand >= nblocks;
 
 	table_close(rel, NoLock);
@@ -833,12 +833,14 @@ record_slot_is_kept(TupleTableSlot *slot, TimestampTz now)
 }
 
 /*
+ * Leaves record_hand behind the range, or where it has stopped.
+ *
  * SnapshotSelf, because an MVCC snapshot would leave a predicate lock on the
  * whole table under SERIALIZABLE.
  */
 static int64
 record_expire_range(Relation rel, BlockNumber start, BlockNumber nblocks,
-					Oid owner, int64 max_rows)
+					Oid owner, int64 max_rows, BlockNumber max_changed)
 {
 	const bool	allow_strategy = true;
 	const bool	allow_sync = false;
@@ -846,8 +848,11 @@ record_expire_range(Relation rel, BlockNumber start, BlockNumber nblocks,
 	const TimestampTz now = GetCurrentTimestamp();
 	TableScanDesc scan;
 	TupleTableSlot *slot;
+	BlockNumber last_changed = InvalidBlockNumber;
+	BlockNumber nchanged = 0;
 	int64		removed = 0;
 
+	record_hand = start + nblocks;
 	if (nblocks == 0)
 		return 0;
 
@@ -858,6 +863,7 @@ record_expire_range(Relation rel, BlockNumber start, BlockNumber nblocks,
 	while (removed < max_rows &&
 		   table_scan_getnextslot(scan, ForwardScanDirection, slot))
 	{
+		BlockNumber block = ItemPointerGetBlockNumber(&slot->tts_tid);
 		bool		isnull;
 		TimestampTz expires_at;
 		StoreVersion version;
@@ -865,7 +871,6 @@ record_expire_range(Relation rel, BlockNumber start, BlockNumber nblocks,
 
 		CHECK_FOR_INTERRUPTS();
 
-		record_hand = ItemPointerGetBlockNumber(&slot->tts_tid);
 		expires_at = DatumGetTimestampTz(slot_getattr(slot, Anum_expires_at,
 													  &isnull));
 		if (expires_at > now)
@@ -875,14 +880,24 @@ record_expire_range(Relation rel, BlockNumber start, BlockNumber nblocks,
 			continue;
 		if (record_slot_is_kept(slot, now))
 			continue;
+		if (block != last_changed && nchanged == max_changed)
+		{
+			record_hand = block;
+			break;
+		}
 		version.tid = slot->tts_tid;
 		if (store_delete(rel, &version, wait) != STORE_OK)
 			continue;
 		removed++;
+		if (block != last_changed)
+			nchanged++;
+		last_changed = block;
 		generation = slot_getattr(slot, Anum_generation, &isnull);
 		if (!isnull)
 			memo_forget(DatumGetInt64(generation));
 	}
+	if (removed == max_rows)
+		record_hand = last_changed;
 	table_endscan(scan);
 	ExecDropSingleTupleTableSlot(slot);
 

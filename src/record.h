@@ -114,7 +114,8 @@ extern StoreResult record_delete(const IdemKey *key,
 								 const IdemVersion *version);
 extern int64 record_expire(int64 max_rows);
 extern int64 record_expire_part(BlockNumber *hand, BlockNumber max_blocks,
-								int64 max_rows, bool *end);
+								BlockNumber max_changed, int64 max_rows,
+								bool *end);
 extern void record_visit_leases(void (*visit) (const IdemKey *key,
 											   const IdemRecord *record,
 											   void *arg),

@@ -7,8 +7,9 @@
 #   make demo                                the extension at work, in a cluster of its own
 #   make bench                               what it costs, beside what people write by hand
 #   make bench-peers                         and beside its peers, which it fetches
+#   make dist                                idempotency-VERSION.zip of what is committed
 #
-# From "make test" on they install what they miss (root or sudo), run as an
+# From "make test" to "make bench-peers" they install what they miss (root or sudo), run as an
 # unprivileged user on a socket of their own, and clean up behind themselves.
 
 EXTENSION   = idempotency
@@ -33,23 +34,30 @@ SCRIPT_SRC  = src/idempotency.sql src/realm.sql src/backoff.sql src/key.sql \
               src/status.sql src/privileges.sql
 DATA_built  = $(SCRIPT)
 
+# From one released version to the next; written by hand.
+DATA        = $(sort $(wildcard sql/$(EXTENSION)--*--*.sql))
+
 PG_CPPFLAGS = -DIDEM_VERSION='"$(EXTVERSION)"'
-# PostgreSQL's own headers have parameters that they do not use.
-PG_CFLAGS   = -Wall -Wextra -Werror -Wno-unused-parameter
+# Packagers want WERROR=, for compilers that are newer than the code. PostgreSQL's
+# own headers have parameters that they do not use.
+WERROR     ?= -Werror
+PG_CFLAGS   = -Wall -Wextra $(WERROR) -Wno-unused-parameter
 ifneq (,$(findstring clang,$(CC)))
 # The server may have been configured for gcc: its flags, its printf attribute.
 PG_CFLAGS  += -Wno-unknown-warning-option -Wno-ignored-optimization-argument \
                -Wno-ignored-attributes
 endif
 
-REGRESS     = $(patsubst sql/%.sql,%,$(filter-out $(SCRIPT),$(sort $(wildcard sql/*.sql))))
+REGRESS     = $(patsubst sql/%.sql,%,$(filter-out sql/$(EXTENSION)--%.sql,$(sort $(wildcard sql/*.sql))))
 ISOLATION   = $(patsubst test/isolation/specs/%.spec,%,$(sort $(wildcard test/isolation/specs/*.spec)))
 ISOLATION_OPTS = --inputdir=test/isolation --outputdir=test/isolation/output
 
-EXTRA_CLEAN = $(SCRIPT) results output_iso test/isolation/output
+# also the script of a version that this checkout had before
+EXTRA_CLEAN = $(filter-out $(DATA),$(wildcard sql/$(EXTENSION)--*.sql)) \
+              results output_iso test/isolation/output
 
 # What comes before there is a PostgreSQL.
-BARE        = test torture check-all demo bench bench-peers
+BARE        = test torture check-all demo bench bench-peers dist
 ifneq ($(filter-out $(BARE), $(or $(MAKECMDGOALS), all)),)
 PG_CONFIG  ?= pg_config
 PGXS       := $(shell $(PG_CONFIG) --pgxs)
@@ -86,5 +94,24 @@ bench:
 
 bench-peers:
 	@bench/peers/run $(PEERS)
+
+# For PGXN, from HEAD. Whatever states a version must state that of the control file.
+dist:
+	@show() { git show "HEAD:$$1" && echo; }; \
+	version=$$(show idempotency.control | sed -n "s/^default_version *= *'\(.*\)'/\1/p"); \
+	status=0; \
+	expect() { \
+		[ "$$2" = "$$version" ] && return; \
+		echo "$$1 has version $${2:-(none)}, idempotency.control has $$version" >&2; status=1; \
+	}; \
+	meta='s/^[[:space:]]*"version": "\([^"]*\)".*/\1/p'; \
+	expect "META.json" "$$(show META.json | sed -n '/"meta-spec"/q; /"provides"/q; '"$$meta")"; \
+	expect "META.json, provides," "$$(show META.json | sed -n '/"provides"/,/"prereqs"/'"$$meta")"; \
+	expect "CHANGELOG.md" "$$(show CHANGELOG.md | sed -n 's/^## \([^ ]*\).*/\1/p' | head -n 1)"; \
+	expect "debian/changelog" "$$(show debian/changelog | sed -n '1s/.*(\(.*\)-.*/\1/p')"; \
+	[ "$$status" -eq 0 ] && [ -n "$$version" ] || exit 1; \
+	[ -z "$$(git status --porcelain)" ] || echo "note: not all is committed; what is not, is not in it" >&2; \
+	name=$(EXTENSION)-$$version; \
+	git archive --format=zip --prefix="$$name/" -o "$$name.zip" HEAD && echo "$$name.zip"
 
 .PHONY: $(BARE)

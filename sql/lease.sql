@@ -7,7 +7,7 @@ SELECT outcome, response, token, attempt, retry_after BETWEEN '59 min' AND '1 ho
 FROM idem_claim('k');
 SELECT outcome FROM idem_claim('k', wait => '10 ms');
 SELECT state, attempt, finished_at, lease_until > now() AS live FROM idem_lookup('k');
-SELECT pid, owner, state, key, holder, attempt, remaining > '59 min' AS remaining, overdue
+SELECT pid, owner = current_user::regrole AS own, state, key, holder, attempt, remaining > '59 min' AS remaining, overdue
 FROM idem_in_flight;
 
 -- a token is the fence: none, a wrong one, the right one, the right one again

@@ -10,6 +10,12 @@
  *
  * What is counted counts at once, whatever becomes of the transaction.
  *
+ * There are no numbers for each owner or scope: every call would have to find their
+ * place in a table that all share, which costs more than all that is here.  And the
+ * cumulative statistics that PostgreSQL 18 lends to libraries, and keeps over a restart,
+ * are not used: they are for those who preload only, all of this would be needed beside
+ * them for the versions before, and who reads numbers reads rates.
+ *
  * To reset them, the sum of what the backends have is subtracted from what the
  * database has, modulo 2^64: nobody writes to the counters of another backend.
  *

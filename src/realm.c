@@ -167,7 +167,7 @@ realm_load(void)
 					(errcode(ERRCODE_UNDEFINED_TABLE),
 					 errmsg("a table of extension \"%s\" is missing",
 							"idempotency"),
-					 errhint("Drop the extension and create it again.")));
+					 errhint("Use ALTER EXTENSION idempotency UPDATE if the library is newer than the extension; else restore the table, or drop the extension and create it again.")));
 
 		rel = try_table_open(secret_table, AccessShareLock);
 	} while (rel == NULL);
@@ -189,7 +189,7 @@ realm_load(void)
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("the secret of extension \"%s\" is missing",
 						"idempotency"),
-				 errhint("Drop the extension and create it again.")));
+				 errhint("While no transaction has a key claimed, insert a new one: gen_random_uuid().")));
 
 	realm.serial++;
 	for (int i = 0; i < (int) lengthof(realm_relations); i++)

@@ -94,7 +94,7 @@ list_checkout()
 			ls-files -z --cached --others --exclude-standard
 	else
 		(cd "$ROOT" && find . -name .git -prune -o -type f ! -name '*.o' \
-			! -name '*.bc' ! -name '*.so' ! -path './sql/idempotency--*' -print0)
+			! -name '*.bc' ! -name '*.so' \( ! -path './sql/idempotency--*' -o -path './sql/idempotency--*--*' \) -print0)
 	fi
 }
 

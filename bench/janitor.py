@@ -31,6 +31,7 @@ QUICK = bool(os.environ.get("QUICK"))
 KEYS = 300_000 if QUICK else 10_000_000
 EXPIRED_OF = 10                         # one key in so many
 WINDOW = 2 if QUICK else 6              # seconds for which the janitor is on, or off
+WINDOWS = 4 if QUICK else 14
 MARGIN = 0.5                            # what begins so shortly after a turn belongs to neither
 ROUNDS = 1 if QUICK else 5
 GENERATIONS = 5 if QUICK else 20
@@ -121,7 +122,6 @@ class Bench:
         text = script(FRESH, "idem")[0]
         result, _, _ = measure.pgbench(FRESH, text, store.name, seconds=5)
         rate = int(result["tps"] / 2)
-        to_remove = KEYS // EXPIRED_OF
         print(f"{rate} keys a second, with the janitor and without, in turns", flush=True)
 
         # One run of pgbench through all turns; its log tells which transaction belongs where.
@@ -135,9 +135,9 @@ class Bench:
             env=dict(os.environ, PGAPPNAME="pgbench", PGOPTIONS="-c synchronous_commit=off"),
             stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT)
         windows, on = [], False
-        while self.expired() < to_remove or len(windows) < 4:
-            if len(windows) > 200 or foreground.poll() is not None:
-                raise measure.Failed(f"{self.expired()} of {to_remove} removed")
+        while len(windows) < WINDOWS:
+            if foreground.poll() is not None:
+                raise measure.Failed("pgbench has ended")
             begun, before = time.time(), self.expired()
             time.sleep(WINDOW)
             windows.append({"on": on, "from": begun + MARGIN, "to": time.time(),
@@ -152,9 +152,9 @@ class Bench:
             inside = [t for t, end in zip(times, ends)
                       if window["from"] * 1e6 <= end - t and end <= window["to"] * 1e6]
             window.update(measure.percentiles(inside), n=len(inside))
-        # the last one with the janitor was not at work all the time
-        worked = [w for w in windows if w["on"]][:-1] or [w for w in windows if w["on"]]
-        idle = [w for w in windows if not w["on"]][:len(worked) + 1]
+        # those in which there was something to remove
+        worked = [w for w in windows if w["on"] and w["removed"]]
+        idle = [w for w in windows if not w["on"]]
         growth = {name: median(w[name] for w in worked) / median(w[name] for w in idle)
                   for name in ("p50_us", "p99_us", "p999_us")}
         return {"rate": rate, "windows": windows, "growth": growth,

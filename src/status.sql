@@ -90,7 +90,7 @@ WITH library AS MATERIALIZED (
 		   NULL
 	UNION ALL
 	SELECT 6, 0, 'retries', pg_catalog.format('%s attempts, %s to %s apart',
-			   CASE pg_catalog.current_setting('idempotency.max_attempts') WHEN '0' THEN 'unlimited'
+			   CASE WHEN pg_catalog.current_setting('idempotency.max_attempts') OPERATOR(pg_catalog.=) '0' THEN 'unlimited'
 					ELSE pg_catalog.current_setting('idempotency.max_attempts') END,
 			   pg_catalog.current_setting('idempotency.backoff_base'), pg_catalog.current_setting('idempotency.backoff_cap')),
 		   NULL

@@ -200,7 +200,7 @@ missing()
 install_packages()
 {
 	local conf=/etc/postgresql-common/createcluster.d/idempotency-test.conf
-	local policy=/usr/sbin/policy-rc.d made= unit
+	local policy=/usr/sbin/policy-rc.d made='' unit
 
 	command -v apt-get >/dev/null || return 0
 	[ "$(id -u)" -eq 0 ] || [ -n "$sudo" ] || return 0

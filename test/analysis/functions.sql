@@ -1,6 +1,6 @@
 -- What the documentation must say of every function and view, as "file|text":
 -- the arguments in README's table, and with types and defaults in the reference.
--- Functions that only a view of ours calls need not be named.
+-- Functions that a view or a function of ours calls need not be named.
 
 WITH ours AS (
 	SELECT classid, objid FROM pg_depend
@@ -11,7 +11,7 @@ WITH ours AS (
 	 WHERE classid = 'pg_proc'::regclass
 	   AND NOT EXISTS (SELECT FROM pg_depend AS d
 						WHERE (d.refclassid, d.refobjid) = ('pg_proc'::regclass, p.oid)
-						  AND d.classid = 'pg_rewrite'::regclass)
+						  AND d.classid IN ('pg_rewrite'::regclass, 'pg_proc'::regclass))
 ), arguments AS (
 	SELECT p.oid, n, proargnames[n] AS name,
 		   CASE type WHEN 'int4'::regtype THEN 'int' ELSE format_type(type, NULL) END AS type,

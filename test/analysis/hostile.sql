@@ -144,6 +144,7 @@ SELECT idem.idem_purge('q', true);
 SELECT * FROM idem.idem_stats;
 SELECT idem.idem_breaker_configure('b');
 SELECT * FROM idem.idem_breakers;
+SELECT * FROM idem.idem_status();
 
 -- and what pg_dump asks
 SELECT pg_catalog.format('SELECT * FROM %s %s', config::pg_catalog.regclass, condition)

@@ -36,9 +36,13 @@ static int	shmem_nparts = 0;
 static char *shmem_base = NULL;
 
 #ifdef IDEM_HAVE_DSM_REGISTRY
+#define SHMEM_KIND		"dynamic"
+
 static bool shmem_failed = false;
 
 static void shmem_attach(void);
+#else
+#define SHMEM_KIND		"static"
 #endif
 
 /* To be called by each room that has a part, before shmem_init(). */
@@ -79,27 +83,12 @@ shmem_init(void)
 	shmem_preloaded = process_shared_preload_libraries_in_progress;
 }
 
+/* Once in a session, when it is first asked for in a transaction. */
 static void
 shmem_try(void)
 {
 	if (unlikely(shmem_base == NULL) && !shmem_failed && IsTransactionState())
 		shmem_attach();
-}
-
-/* NULL if it is not to be had. */
-void *
-shmem_get(const ShmemPart *part)
-{
-	shmem_try();
-	return shmem_base == NULL ? NULL : shmem_base + part->offset;
-}
-
-/* Which kind there is, for those who look at it. */
-const char *
-shmem_kind(void)
-{
-	shmem_try();
-	return shmem_base == NULL ? "none" : "dynamic";
 }
 
 /*
@@ -200,10 +189,19 @@ shmem_init(void)
 	shmem_startup_hook = shmem_startup;
 }
 
-/* NULL if the library was not preloaded. */
+/* It is there since the start of the server, or not at all. */
+static void
+shmem_try(void)
+{
+}
+
+#endif							/* IDEM_HAVE_DSM_REGISTRY */
+
+/* NULL if it is not to be had. */
 void *
 shmem_get(const ShmemPart *part)
 {
+	shmem_try();
 	return shmem_base == NULL ? NULL : shmem_base + part->offset;
 }
 
@@ -211,7 +209,6 @@ shmem_get(const ShmemPart *part)
 const char *
 shmem_kind(void)
 {
-	return shmem_base == NULL ? "none" : "static";
+	shmem_try();
+	return shmem_base == NULL ? "none" : SHMEM_KIND;
 }
-
-#endif							/* IDEM_HAVE_DSM_REGISTRY */

@@ -73,6 +73,19 @@ class Bench:
         self.store = Store(admin, "janitor")
         return self.store
 
+    def foreground(self, rate):
+        """Clients that claim and finish so many fresh keys a second, until they are terminated; and the
+        prefix of their log."""
+        prefix = os.path.join(SANDBOX, "foreground")
+        with open(prefix + ".sql", "w", encoding="ascii") as file:
+            file.write(script(FRESH, "idem")[0])
+        return subprocess.Popen(
+            ["pgbench", "-n", "-l", "--log-prefix", prefix + "-log", "-M", "prepared", "-c", str(FRESH.clients),
+             "-j", str(measure.CORES), "-R", str(rate), "-T", "3600", "-D", "i=0", "-D", "present=1000",
+             "-f", prefix + ".sql", self.store.name],
+            env=dict(os.environ, PGAPPNAME="pgbench", PGOPTIONS="-c synchronous_commit=off"),
+            stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT), prefix + "-log"
+
     #
     # Preload
     #
@@ -125,15 +138,7 @@ class Bench:
         print(f"{rate} keys a second, with the janitor and without, in turns", flush=True)
 
         # One run of pgbench through all turns; its log tells which transaction belongs where.
-        prefix = os.path.join(SANDBOX, "foreground")
-        with open(prefix + ".sql", "w", encoding="ascii") as file:
-            file.write(text)
-        foreground = subprocess.Popen(
-            ["pgbench", "-n", "-l", "--log-prefix", prefix + "-log", "-M", "prepared", "-c", str(FRESH.clients),
-             "-j", str(measure.CORES), "-R", str(rate), "-T", "3600", "-D", "i=0", "-D", "present=1000",
-             "-f", prefix + ".sql", store.name],
-            env=dict(os.environ, PGAPPNAME="pgbench", PGOPTIONS="-c synchronous_commit=off"),
-            stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT)
+        foreground, log = self.foreground(rate)
         windows, on = [], False
         while len(windows) < WINDOWS:
             if foreground.poll() is not None:
@@ -147,7 +152,7 @@ class Bench:
         self.turn(False)
         foreground.terminate()
         foreground.wait()
-        times, ends = measure.logged(prefix + "-log")
+        times, ends = measure.logged(log)
         for window in windows:
             inside = [t for t, end in zip(times, ends)
                       if window["from"] * 1e6 <= end - t and end <= window["to"] * 1e6]
@@ -199,23 +204,17 @@ class Bench:
                  **{"idempotency.default_ttl": f"{TTL}s", "idempotency.janitor_interval": 1})
         result, _, _ = measure.pgbench(FRESH, script(FRESH, "idem")[0], store.name, seconds=3)
         rate = int(result["tps"] / 4)
-        prefix = os.path.join(SANDBOX, "churn")
-        with open(prefix + ".sql", "w", encoding="ascii") as file:
-            file.write(script(FRESH, "idem")[0])
-        with subprocess.Popen(
-                ["pgbench", "-n", "-M", "prepared", "-c", str(FRESH.clients), "-j", str(measure.CORES),
-                 "-R", str(rate), "-T", str(TTL * (GENERATIONS + 1)), "-D", "i=0", "-D", "present=1000",
-                 "-f", prefix + ".sql", store.name],
-                env=dict(os.environ, PGAPPNAME="pgbench", PGOPTIONS="-c synchronous_commit=off"),
-                stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT) as foreground:
-            sizes = []
-            for _ in range(GENERATIONS):
-                time.sleep(TTL)
-                sizes.append(dict(zip(("table", "index", "rows", "expired"), store.execute(
-                    "SELECT pg_table_size('idem_key'), pg_indexes_size('idem_key'),"
-                    " count(*), count(*) FILTER (WHERE expires_at < now()) FROM idem_key"))))
-                print(sizes[-1], flush=True)
-            foreground.terminate()
+        foreground, log = self.foreground(rate)
+        sizes = []
+        for _ in range(GENERATIONS):
+            time.sleep(TTL)
+            sizes.append(dict(zip(("table", "index", "rows", "expired"), store.execute(
+                "SELECT pg_table_size('idem_key'), pg_indexes_size('idem_key'),"
+                " count(*), count(*) FILTER (WHERE expires_at < now()) FROM idem_key"))))
+            print(sizes[-1], flush=True)
+        foreground.terminate()
+        foreground.wait()
+        measure.logged(log)                     # removes it
         settings(store, autovacuum="off", **{"idempotency.janitor_interval": 0})
         store.execute("ALTER SYSTEM RESET idempotency.default_ttl")
         return {"rate": rate, "ttl": TTL, "sizes": sizes}
